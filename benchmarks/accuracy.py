@@ -45,12 +45,14 @@ from common.float_weights import restore_weights_
 from common.machine import provenance
 from common.packed import layer_bytes
 from common.preparing import prepare
+from common.recovery import recover_from_base
 from common.rows import (
     ADAPTERS,
     FLOAT,
     GRID_METHODS,
     GRIDS,
     MASKS,
+    RECOVERED,
     ROTATIONS,
     SAMPLE_FACTORS,
     SETTINGS,
@@ -61,6 +63,7 @@ from common.rows import (
     all_rows,
     grid_rows,
     mask_rows,
+    recovered_rows,
     rotation_rows,
     shrink_rows,
     whole_rows,
@@ -105,6 +108,7 @@ def main() -> None:
             *grid_rows(),
             *mask_rows(),
             *adapter_rows(),
+            *recovered_rows(),
             *rotation_rows(),
             *shrink_rows(),
             *whole_rows(),
@@ -125,7 +129,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS, *MASKS, *ADAPTERS, *ROTATIONS, *SHRINKS, *WHOLE]
+    settings = [*SETTINGS, *GRIDS, *MASKS, *ADAPTERS, *RECOVERED, *ROTATIONS, *SHRINKS, *WHOLE]
     parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
@@ -346,8 +350,13 @@ class Measurement:
         if recipe.is_float:
             plan = make_plan(self.config, recipe)
             return model, QuantReport(recipe, plan, (), None, prepared=records)
-        report = quantize_(model, replace(recipe, preparations=()), prompts)
+        training = recipe.recover if recipe.recover and not recipe.recover.is_blockwise else None
+        recipe = replace(recipe, preparations=())
+        report = quantize_(model, replace(recipe, recover=None) if training else recipe, prompts)
         check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
+        if training is not None:
+            record = recover_from_base(model.float(), self.name, training, self.work / "teacher")
+            print(self.name, row.key, json.dumps(record), file=sys.stderr, flush=True)
         if row.method == FLOAT:
             restore_weights_(model, open_model(self.name, device="cpu"))
         return model, report

@@ -98,6 +98,17 @@ BESIDE = {
 }
 """Setting without an adapter that a setting is compared with, sample by sample: the one of nearest
 size, or for NVFP4, whose groups are fixed, the plain one."""
+RECOVERED: dict[str, dict[str, Any]] = {
+    f"int{bits}-recovered": {"bits": bits, "group_size": 128} for bits in (2, 3)
+}
+"""Integers in decoder layers that training recovers afterwards; measured on request."""
+RECOVERIES: dict[str, dict[str, Any]] = {
+    "scales": {"params": "scales", "epochs": 3},
+    "scales,norms": {"params": ["scales", "norms"], "epochs": 3},
+    "rounding": {"params": "rounding"},
+    "freeze": {"params": "rounding", "freeze": [0.5, 0.75, 0.875, 1.0]},
+}
+"""What is trained, by the last part of a method `gptaq>scales`; without it, the start."""
 
 FLOAT = "float"
 """Method that keeps the weights in float, so that rounded activations alone remain."""
@@ -172,6 +183,7 @@ ROTATION_METHODS = ("rtn", "rotate+rtn", "gptq", "rotate+gptq")
 """Methods of all settings of rotations."""
 BEST_OF_8 = ("rotated-w4a8-row", "rotated-w8a8-static")
 """Settings in which the best of eight draws is taken too."""
+RECOVERED_METHODS = ("gptaq", *(f"gptaq>{name}" for name in RECOVERIES))
 VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
@@ -206,6 +218,8 @@ class Row:
             return self.method == "gptq"
         if self.setting in SHRINKS:
             return self.method in ("wanda+refit", "influence", "random")
+        if self.setting in RECOVERED:
+            return self.method in ("gptaq", "gptaq>scales")
         if self.setting in GRIDS:  # the better of the solvers in addition, see `accuracy.py`
             return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
@@ -215,6 +229,9 @@ class Row:
         """The row whose divergence this one's is compared with, sample by sample."""
         if self.setting in BESIDE:
             return replace(self, setting=BESIDE[self.setting])
+        start, _, recovery = self.method.partition(">")
+        if recovery:
+            return replace(self, method=start)
         return self.unrotated
 
     @property
@@ -232,6 +249,8 @@ class Row:
     def seeds(self, seeds: Sequence[int]) -> list[int]:
         """Calibration seeds of the row: of integers and tables that no format holds, the first."""
         grid = GRIDS.get(self.setting, {}).get("grid", "")
+        if self.setting in RECOVERED:
+            return list(seeds[:1])
         all_seeds = self.setting not in GRIDS or grid.startswith(("fp8", "nvfp4", "mxfp4"))
         return list(seeds if all_seeds else seeds[:1])
 
@@ -249,8 +268,9 @@ class Row:
         if self.setting in SHRINKS:
             steps = self._shrink_steps()
             return Recipe.from_dict({"name": self.key, "calibration": calibration, "step": steps})
-        *transforms, solver = ("rtn" if self.method == FLOAT else self.method).split("+")
-        decoder = (SETTINGS | GRIDS | MASKS | ADAPTERS | ROTATIONS)[self.setting]
+        method, _, recovery = self.method.partition(">")
+        *transforms, solver = ("rtn" if method == FLOAT else method).split("+")
+        decoder = (SETTINGS | GRIDS | MASKS | ADAPTERS | RECOVERED | ROTATIONS)[self.setting]
         activations = decoder.get("activations", "none")
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
@@ -270,6 +290,7 @@ class Row:
                 "name": self.key,
                 "calibration": calibration,
                 "step": steps,
+                **({"recover": RECOVERIES[recovery]} if recovery else {}),
             }
         )
 
@@ -336,6 +357,11 @@ def adapter_rows() -> list[Row]:
         for setting in ADAPTERS
         for name in (SMOOTHED_METHODS if setting.startswith("nvfp4") else ADAPTER_METHODS)
     ]
+
+
+def recovered_rows() -> list[Row]:
+    """Rows of training after quantization."""
+    return [Row(setting, method) for setting in RECOVERED for method in RECOVERED_METHODS]
 
 
 def whole_rows() -> list[Row]:

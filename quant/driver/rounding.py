@@ -61,13 +61,14 @@ def tune_block(run: QuantizationRun, block: CalibrationBlock) -> TunedBlock | No
     options = run.recipe.recover
     assert options is not None
     rows = [run.rows[name] for name in run.solved if can_tune(run.rows[name])]
-    before = {row.name: run.model.get_submodule(row.name) for row in rows}
+    before: dict[str, UnpackedLinear] = {}
     tuned: dict[str, RoundedLinear] = {}
     originals = block.float_weights([row.spec for row in rows])
     for row, original in zip(rows, originals, strict=True):
-        layer = before[row.name]
+        layer = run.model.get_submodule(row.name)
         assert isinstance(layer, UnpackedLinear)
         if layer.group_index is None:
+            before[row.name] = layer
             tuned[row.name] = RoundedLinear(layer.quantized(), original, layer.bias)
             put_module(run.model, row.name, tuned[row.name])
     if not tuned:

@@ -55,6 +55,7 @@ class RoundedLinear(nn.Module):
         self.register_buffer("scales", solved.scales, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("frozen", torch.ones_like(self.start, dtype=torch.bool), False)
+        self._weight: Tensor | None = None
         self._magnitudes = original.float().abs()
         self.rounding = nn.Parameter(torch.zeros_like(self.start))
         self.factors = nn.Parameter(torch.ones_like(solved.scales))
@@ -99,11 +100,18 @@ class RoundedLinear(nn.Module):
         integers = levels.to(torch.uint8).reshape(self.solved.integers.shape)
         return replace(self.solved, integers=integers, scales=scales)
 
+    def compute_weight(self) -> None:
+        """Compute the weight `[N, K]` that `forward` multiplies with, with its gradient.
+
+        Once for all samples of a step: it takes more time than a sample's product.
+        """
+        scaled = (self.levels() - self.zero_points) * self.stored_scales()[..., None]
+        self._weight = scaled.reshape(self.solved.integers.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         dtype = x.dtype
         # 16 bits would round the gradients of single weights, and are slow on most processors.
         x = round_inputs(x, self.solved).float()
-        scaled = (self.levels() - self.zero_points) * self.stored_scales()[..., None]
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x, scaled.reshape(self.solved.integers.shape), bias).to(dtype)
+        assert self._weight is not None
+        return F.linear(x, self._weight, None if self.bias is None else self.bias.float()).to(dtype)

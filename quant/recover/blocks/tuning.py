@@ -116,6 +116,7 @@ class BlockTuner:
         count = min(self._options.batch or 1, len(self._training))
         order = torch.randperm(len(self._training), generator=self._generator).tolist()
         with torch.enable_grad():
+            self._compute_weights()
             losses = [self._loss(self._training[index]) for index in order[:count]]
             gradients = torch.autograd.grad(torch.stack(losses).mean(), self._parameters)
         with torch.no_grad():
@@ -132,12 +133,17 @@ class BlockTuner:
 
     @torch.no_grad()
     def _measure(self) -> float:
+        self._compute_weights()
         loss = fmean(float(self._loss(sample)) for sample in self._held_out)
         if not math.isfinite(loss):
             raise ValueError(
                 f"recover: the loss is {loss}; tune with a smaller lr, or calibrate in fp32"
             )
         return loss
+
+    def _compute_weights(self) -> None:
+        for layer in self._layers.values():
+            layer.compute_weight()
 
     def _state(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self._parameters]

@@ -40,10 +40,9 @@ class NormParams(TrainedParams):
         """See `TrainedParams.detach`."""
         after: dict[str, Tensor] = {}
         for name, norm in self._norms.items():
-            before = norm.parametrizations.weight.original.detach().clone()
             parametrize.remove_parametrizations(norm, "weight", leave_parametrized=True)
             norm.weight = nn.Parameter(norm.weight.detach(), requires_grad=False)
-            if not torch.equal(norm.weight, before):
+            if bool(self.changes[f"{name}.weight"].any()):
                 after[f"{name}.weight"] = norm.weight.detach()
         return after
 
