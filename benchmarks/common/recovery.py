@@ -43,14 +43,8 @@ def recover_from_base(
     )
     answers.encode_images()
     digests = [content_digest(sample) for sample in samples]
-    store_teacher(
-        folder,
-        answers,
-        digests,
-        {"model": base},
-        batch=BATCH,
-        update=lambda done, total, what: None,
-    )
-    return recover_(
-        student, options, samples, prompts, [(folder, 1.0)], stored=torch.bfloat16
-    ).record
+    options_of_store = {"batch": BATCH, "update": lambda done, total, what: None}
+    store_teacher(folder, answers, digests, {"model": base}, **options_of_store)
+    teachers = [(folder, 1.0)]
+    result = recover_(student, options, samples, prompts, teachers, stored=torch.bfloat16)
+    return result.record

@@ -54,7 +54,7 @@ def job(
     source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
 ) -> BlockwiseQuantizer:
     calibration, format = more.pop("calibration", {}), more.pop("format", "auto")
-    keys = ("kv_cache", "tie", "vision_input")
+    keys = ("kv_cache", "tie", "vision_input", "recover")
     top: dict[str, Any] = {key: more.pop(key) for key in keys if key in more}
     rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration, **top})
     config = ModelConfig.from_folder(source)
