@@ -103,8 +103,8 @@ RECOVERED: dict[str, dict[str, Any]] = {
 }
 """Integers in decoder layers that training recovers afterwards; measured on request."""
 RECOVERIES: dict[str, dict[str, Any]] = {
-    "scales": {"params": "scales", "epochs": 3},
-    "scales,norms": {"params": ["scales", "norms"], "epochs": 3},
+    "scales": {"params": "scales"},
+    "scales,norms": {"params": ["scales", "norms"]},
     "rounding": {"params": "rounding"},
     "freeze": {"params": "rounding", "freeze": [0.5, 0.75, 0.875, 1.0]},
 }
