@@ -42,6 +42,7 @@ from .plan.sample_counts import count_samples
 from .plan.time_estimate import cached_probe, estimate_time
 from .prepare.result import KEY, describe_prepared, prepared_record
 from .recipe.adapter import ADAPTER
+from .recipe.recover import NAME as RECOVER
 from .recipe.vision_input import MAX_PIXELS
 from .resolve import Source, resolve_recipe
 
@@ -280,6 +281,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         **({KEY: report[KEY]} if KEY in report else {}),
         **({"masks": report["masks"]} if "masks" in report else {}),
         **({ADAPTER: adapter.entry(report.get(ADAPTER, {}))} if adapter else {}),
+        **({RECOVER: report[RECOVER]} if RECOVER in report else {}),
         **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
         **({"visual_tokens": rule.to_dict()} if (rule := checkpoint.reduction) else {}),
         **({MAX_PIXELS: report[MAX_PIXELS]} if MAX_PIXELS in report else {}),

@@ -34,6 +34,8 @@ from .recovery import recover_
 from .teachers import Teacher, is_store, store_teacher
 
 TEACHERS = "teachers"
+TEACHER_BATCH = 16
+"""Samples that a teacher reads at once."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,7 @@ class RecoveryWork:
         is_own = self.options.teacher_shares[number][0] == SELF
         if not is_own:
             prompts = encode_samples(self.samples, teacher.source.processor())
-        assert self.options.batch is not None
-        teach(teacher.source, self.samples, prompts, folder, reporter, batch=self.options.batch)
+        teach(teacher.source, self.samples, prompts, folder, reporter, memory=self.memory)
         return folder
 
     def _features(self, work: Path, device: torch.device) -> DiskActivationStore:
@@ -189,7 +190,7 @@ def teach(
     folder: Path,
     reporter: Reporter,
     *,
-    batch: int,
+    batch: int = TEACHER_BATCH,
     memory: int = 0,
 ) -> None:
     """Store the log-probabilities of a model along the answers of samples.

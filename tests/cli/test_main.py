@@ -67,7 +67,7 @@ def test_version_and_help() -> None:
     shown = call("--help")
     assert shown.exit_code == 0
     verbs = ("run", "plan", "quantize", "export", "pack", "unpack", "eval", "compare")
-    for verb in (*verbs, "generate", "imatrix", "inspect"):
+    for verb in (*verbs, "generate", "imatrix", "inspect", "recover", "teach"):
         assert f"{verb} " in shown.stdout
         assert call(verb, "--help").exit_code == 0
 
@@ -463,9 +463,11 @@ def test_python_names_are_those_of_the_verbs() -> None:
         "split",
         "pixels",
         "push",
+        "recover",
         "search",
+        "teach",
     }
-    in_memory = {"load_model", "quantize_", "save_quantized", "load_quantized"}
+    in_memory = {"load_model", "quantize_", "recover_", "save_quantized", "load_quantized"}
     assert verbs | in_memory < set(dir(vlpress))
     assert all(callable(getattr(vlpress, name)) for name in verbs | in_memory)
     with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
