@@ -17,7 +17,7 @@ from ....common.lazy_tensor import LazyTensor, TensorLike
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig
 from ..rewriting import mapped
-from .places import Place, Places, find_places, rotates_values
+from .roles import Role, Roles, find_roles, rotates_values
 from .rotation import Rotation
 
 CHUNK = 2**24
@@ -28,7 +28,7 @@ CHUNK = 2**24
 class Folding:
     """A draw of rotations for one model, as a change of its tensors."""
 
-    places: Places
+    roles: Roles
     gains: Mapping[str, Tensor]
     """float64 `[hidden]`: weight plus offset of the norms, by name of the tensor."""
     residual: Rotation | None
@@ -52,22 +52,22 @@ class Folding:
             r2: rotate values where that is possible.
         """
         text = config.text
-        places = find_places(config, residual=r1, values=r2 and rotates_values(config))
-        gains = {name: reader.tensor(name).double() + places.offset for name in places.norms}
+        roles = find_roles(config, residual=r1, values=r2 and rotates_values(config))
+        gains = {name: reader.tensor(name).double() + roles.offset for name in roles.norms}
         values = {
             block: [
                 Rotation.random(text.head_dim, f"{key}/{block}/{head}")
                 for head in range(text.num_key_value_heads)
             ]
-            for block in places.attentions
+            for block in roles.attentions
         }
         residual = Rotation.random(text.hidden_size, f"{key}/residual") if r1 else None
         groups = text.num_attention_heads // text.num_key_value_heads
-        return cls(places, gains, residual, values, groups)
+        return cls(roles, gains, residual, values, groups)
 
     def change(self, name: str, tensor: LazyTensor) -> Mapping[str, TensorLike]:
         """Change one tensor of the source, see `rewriting.Change`."""
-        if name not in self.gains and name not in self.places.tensors:
+        if name not in self.gains and name not in self.roles.tensors:
             return {name: tensor}
         return {name: mapped(tensor, lambda value: self.apply(name, value))}
 
@@ -79,46 +79,46 @@ class Folding:
             value: `[out, in]`, `[out]` of a bias, `[experts, ..., ...]`, or the weight of a norm.
         """
         if name in self.gains:
-            return torch.full_like(value, 1 - self.places.offset)
-        place = self.places.tensors.get(name)
-        if place is None:
+            return torch.full_like(value, 1 - self.roles.offset)
+        role = self.roles.tensors.get(name)
+        if role is None:
             return value
         if value.ndim == 1:
             column = value.double()[:, None]
-            return self._write(column, place)[:, 0].to(value.dtype)
+            return self._write(column, role)[:, 0].to(value.dtype)
         if value.ndim == 3:
-            experts = (self._expert(matrix, place) for matrix in value)
+            experts = (self._expert(matrix, role) for matrix in value)
             return torch.stack(list(experts))
-        if place.writes or place.values:
-            return self._matrix(value, place)
+        if role.writes or role.values:
+            return self._matrix(value, role)
         # Without outputs to rotate, the rows are independent.
         rows = max(1, CHUNK // value.shape[1])
-        return torch.cat([self._matrix(part, place) for part in torch.split(value, rows)])
+        return torch.cat([self._matrix(part, role) for part in torch.split(value, rows)])
 
-    def _expert(self, stored: Tensor, place: Place) -> Tensor:
-        if not place.input_major:
-            return self._matrix(stored, place)
-        return self._matrix(stored.t(), place).t()
+    def _expert(self, stored: Tensor, role: Role) -> Tensor:
+        if not role.input_major:
+            return self._matrix(stored, role)
+        return self._matrix(stored.t(), role).t()
 
-    def _matrix(self, weight: Tensor, place: Place) -> Tensor:
+    def _matrix(self, weight: Tensor, role: Role) -> Tensor:
         """Change a weight `[out, in]`."""
         wide = weight.double()
-        if place.norm is not None:
-            wide = wide * self.gains[place.norm]
-        if place.reads and self.residual is not None:
+        if role.norm is not None:
+            wide = wide * self.gains[role.norm]
+        if role.reads and self.residual is not None:
             wide = self.residual.apply(wide)
-        if place.context is not None:
-            heads = self.values[place.context]
+        if role.context is not None:
+            heads = self.values[role.context]
             of_query = [rotation for rotation in heads for _ in range(self.groups)]
             wide = _by_head(wide, of_query)
-        return self._write(wide, place).to(weight.dtype)
+        return self._write(wide, role).to(weight.dtype)
 
-    def _write(self, wide: Tensor, place: Place) -> Tensor:
+    def _write(self, wide: Tensor, role: Role) -> Tensor:
         """Rotate the output features of a float64 `[out, in]`."""
-        if place.writes and self.residual is not None:
+        if role.writes and self.residual is not None:
             wide = self.residual.apply(wide.t()).t()
-        if place.values is not None:
-            wide = _by_head(wide.t(), self.values[place.values]).t()
+        if role.values is not None:
+            wide = _by_head(wide.t(), self.values[role.values]).t()
         return wide
 
 

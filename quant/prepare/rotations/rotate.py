@@ -16,7 +16,7 @@ from ...steps.rotate import RotateStep
 from ..context import Context
 from ..rewriting import rewrite_checkpoint
 from .folding import Folding
-from .places import FAMILIES, rotates_values
+from .roles import FAMILIES, rotates_values
 from .rotation import describe
 from .trials import divergences
 

@@ -25,7 +25,7 @@ from vlpress.model.loading import load_model
 from vlpress.model.mtp import MultiTokenPredictor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.prepare.context import Context
-from vlpress.quant.prepare.rotations.places import find_places
+from vlpress.quant.prepare.rotations.roles import find_roles
 from vlpress.quant.prepare.running import prepare_checkpoint
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.steps.rotate import RotateStep
@@ -68,13 +68,13 @@ def test_the_function_is_unchanged(family: str, tied: bool, tmp_path: Path) -> N
     assert largest_difference(model, other) < 1e-4
     assert not other.config.text.tie_word_embeddings
     reader, source = CheckpointReader(folder), CheckpointReader(tmp_path / "source")
-    norms = find_places(other.config, residual=True, values=False).norms
+    norms = find_roles(other.config, residual=True, values=False).norms
     assert len(norms) == 2 * other.config.text.num_hidden_layers + 1
     for name in norms:
         assert torch.equal(reader.tensor(name) + other.config.text.norm_offset, torch.ones(64))
     changed = {n for n in source.names() if not torch.equal(source.tensor(n), reader.tensor(n))}
     assert changed == set(source.names()) & {
-        *find_places(other.config, residual=True, values=family not in GATED).tensors,
+        *find_roles(other.config, residual=True, values=family not in GATED).tensors,
         *norms,
     }
     assert not any("q_norm" in n or ".blocks." in n or "linear_attn.norm" in n for n in changed)

@@ -1,4 +1,4 @@
-"""Where the rotations of a model go: what each tensor reads and writes, by the family's table.
+"""Roles of tensors in a rotated model: reading or writing a rotated space, by the family's table.
 
 The residual stream is written by the token embedding, by the last linear layers of the mergers and
 by those of attention and MLPs; the linear layers after a norm read it, the output head too. An
@@ -22,14 +22,14 @@ from ....model.families import (
 )
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Families whose places are all in their tables; tests compare the functions of their models."""
+"""Families whose roles are all in their tables; tests compare the functions of their models."""
 RESIDUAL = "hidden"
 """Key of `widths` for the width of the residual stream."""
 FINAL_NORM = "model.norm"
 
 
 @dataclass(frozen=True)
-class Place:
+class Role:
     """What is folded into one tensor."""
 
     norm: str | None = None
@@ -47,44 +47,44 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Places:
-    """The places of a model by name of the tensor; biases have output features alone."""
+class Roles:
+    """The roles of a model by name of the tensor; biases have output features alone."""
 
     offset: float
     """Added to the weights of norms: 1 if they are stored zero-centred."""
-    tensors: dict[str, Place] = field(default_factory=dict)
+    tensors: dict[str, Role] = field(default_factory=dict)
     attentions: set[str] = field(default_factory=set)
     """Attention blocks whose values are rotated."""
 
     @property
     def norms(self) -> set[str]:
         """Names of the weights of folded norms."""
-        return {place.norm for place in self.tensors.values() if place.norm is not None}
+        return {role.norm for role in self.tensors.values() if role.norm is not None}
 
 
-def find_places(config: ModelConfig, *, residual: bool, values: bool) -> Places:
-    """Find all places.
+def find_roles(config: ModelConfig, *, residual: bool, values: bool) -> Roles:
+    """Find all roles.
 
     Args:
         config: of the model, with a head of its own if `residual`.
         residual: rotate the residual stream (R1).
         values: rotate the values of attention heads (R2); only where `rotates_values`.
     """
-    places = Places(config.text.norm_offset)
+    roles = Roles(config.text.norm_offset)
     if residual:
-        places.tensors[f"{EMBEDDING}.weight"] = Place(reads=True)
+        roles.tensors[f"{EMBEDDING}.weight"] = Role(reads=True)
     for stage in family_of(config).stages:
         for index, block in enumerate(stage.blocks(config)):
             bindings = stage.bindings(config, index)
             for path, each, name in _linears(stage, config, index):
-                place = Place()
+                role = Role()
                 if residual:
-                    place = _residual_place(stage, block, each, name, bindings)
+                    role = _residual_role(stage, block, each, name, bindings)
                 if values:
-                    place = _with_values(place, block, name, bindings)
-                if place != Place():
-                    _add(places, path, place, each, block, config)
-    return places
+                    role = _with_values(role, block, name, bindings)
+                if role != Role():
+                    _add(roles, path, role, each, block, config)
+    return roles
 
 
 def rotates_values(config: ModelConfig) -> bool:
@@ -104,49 +104,49 @@ def _linears(
             yield f"{block}.{name}" if name else block, linear, name
 
 
-def _residual_place(
+def _residual_role(
     stage: Stage,
     block: str,
     each: BlockLinear | KeptLinear,
     name: str,
     bindings: tuple[NormBinding | PairBinding, ...],
-) -> Place:
-    """Return the place of a layer in the residual stream; tower layers only write there."""
+) -> Role:
+    """Return the role of a layer in the residual stream; tower layers only write there."""
     writes = each.outputs == RESIDUAL
     if stage.part == "tower" or each.inputs != RESIDUAL:
-        return Place(writes=writes)
+        return Role(writes=writes)
     norms = [b.norm for b in bindings if isinstance(b, NormBinding) and name in b.linears]
     (norm,) = [f"{block}.{norm}" for norm in norms] if stage.part == "decoder" else [FINAL_NORM]
-    return Place(norm=f"{norm}.weight", reads=True, writes=writes)
+    return Role(norm=f"{norm}.weight", reads=True, writes=writes)
 
 
 def _with_values(
-    place: Place, block: str, name: str, bindings: tuple[NormBinding | PairBinding, ...]
-) -> Place:
+    role: Role, block: str, name: str, bindings: tuple[NormBinding | PairBinding, ...]
+) -> Role:
     """Add the rotation of the values of the block's attention."""
     for pair in bindings:
         if isinstance(pair, PairBinding) and pair.grouped_heads:
             if name == pair.source:
-                place = replace(place, values=block)
+                role = replace(role, values=block)
             if name == pair.target:
-                place = replace(place, context=block)
-    return place
+                role = replace(role, context=block)
+    return role
 
 
 def _add(
-    places: Places,
+    roles: Roles,
     path: str,
-    place: Place,
+    role: Role,
     each: BlockLinear | KeptLinear,
     block: str,
     config: ModelConfig,
 ) -> None:
     """Add the tensors of a layer: weight and bias, or that of all experts."""
-    places.tensors[f"{path}.weight"] = place  # of an expert, too, which may be stored apart
-    if place.writes or place.values:
-        places.tensors[f"{path}.bias"] = Place(writes=place.writes, values=place.values)
-    if place.values:
-        places.attentions.add(place.values)
+    roles.tensors[f"{path}.weight"] = role  # of an expert, too, which may be stored apart
+    if role.writes or role.values:
+        roles.tensors[f"{path}.bias"] = Role(writes=role.writes, values=role.values)
+    if role.values:
+        roles.attentions.add(role.values)
     if isinstance(each, BlockLinear) and each.experts is not None:
         major = each.experts.input_major(config)
-        places.tensors[f"{block}.{each.experts.name}"] = replace(place, input_major=major)
+        roles.tensors[f"{block}.{each.experts.name}"] = replace(role, input_major=major)
