@@ -321,13 +321,19 @@ def _check_recovery(recipe: Recipe) -> None:
 
 
 def _check_float(recipe: Recipe) -> None:
-    """Refuse options of quantized checkpoints in a recipe that quantizes nothing.
+    """Refuse options that only quantization needs in a recipe that quantizes nothing.
 
     Raises:
         ValueError: one of them is given.
     """
     if not recipe.is_float:
         return
+    for preparation in recipe.preparations:
+        if preparation.why_not_alone:
+            raise ValueError(
+                f"recipe: {preparation.method}: {preparation.why_not_alone}; no step quantizes; "
+                f"change it, or add a step with method {' or '.join(METHODS)}"
+            )
     given = {
         "tp": recipe.tp != 1,
         "tie": not recipe.tie,

@@ -47,6 +47,11 @@ class Preparation(ABC):
         """Whether calibration samples are needed."""
         return False
 
+    @property
+    def why_not_alone(self) -> str:
+        """Why a recipe without a step that quantizes cannot have it; empty if it can."""
+        return ""
+
     @abstractmethod
     def foresee(self, config: ModelConfig, folder: Path | None) -> Foreseen:
         """Say what would be done to a model, without reading its weights.

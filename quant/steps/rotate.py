@@ -43,6 +43,13 @@ class RotateStep(Preparation):
         """See `Preparation.uses_samples`: one draw is compared with nothing."""
         return self.seeds > 1
 
+    @property
+    def why_not_alone(self) -> str:
+        """See `Preparation.why_not_alone`."""
+        if self.seeds == 1:
+            return ""
+        return f"seeds is {self.seeds}, and draws are compared by the layers that are quantized"
+
     def foresee(self, config: ModelConfig, folder: Path | None) -> Foreseen:
         """See `Preparation.foresee`."""
         from ..prepare.rotations.rotate import foresee

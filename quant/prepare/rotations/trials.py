@@ -58,13 +58,8 @@ def divergences(
         For each draw the mean divergence KL(original || rounded) in nats over the answer tokens.
 
     Raises:
-        ValueError: the recipe quantizes nothing, or no sample has an answer.
+        ValueError: no sample has an answer.
     """
-    if context.recipe.is_float:
-        raise ValueError(
-            f"rotate: seeds is {len(draws)}, but no step quantizes, so that draws cannot be "
-            "compared; allowed: 1; set it, or add a step that quantizes"
-        )
     prompts = [p for p in context.prompts(reader.folder) if p.answer_tokens][:count]
     if not prompts:
         raise ValueError(

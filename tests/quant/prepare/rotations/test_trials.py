@@ -42,7 +42,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name 
 def test_transformers_gives_our_logits(family: str, tmp_path: Path) -> None:
     model = small_model(small_config(family))
     source = write_checkpoint_folder(tmp_path / "source", model, tokenizer=False)
-    prepare_checkpoint(RotateStep(), source, tmp_path / "out", Context(recipe_of(ROTATE)))
+    prepare_checkpoint(RotateStep(), source, tmp_path / "out", Context(recipe_of(ROTATE, STATIC)))
     theirs: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         tmp_path / "out", dtype="float32"
     )
@@ -106,9 +106,8 @@ def test_a_recipe_with_a_rotation(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_refusals(checkpoint: Path, tmp_path: Path) -> None:
-    alone = Context(recipe_of(ROTATE), load_samples(None, n=2, seed=0), CPU)
-    with pytest.raises(ValueError, match=r"seeds is 2, but no step quantizes, .* allowed: 1"):
-        prepare_checkpoint(RotateStep(seeds=2), checkpoint, tmp_path / "out", alone)
+    with pytest.raises(ValueError, match=r"rotate: seeds is 2, .*; no step quantizes; change it"):
+        recipe_of(ROTATE)
     silent = Context(recipe_of(ROTATE, STATIC), (), CPU)
     with pytest.raises(ValueError, match="seeds needs calibration samples with answers"):
         prepare_checkpoint(RotateStep(seeds=2), checkpoint, tmp_path / "out", silent)
