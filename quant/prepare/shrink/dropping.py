@@ -94,10 +94,10 @@ def block_influence(source: Path, scratch: Path, context: Context) -> list[float
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".shrink-") as folder:
         samples.run(targets, Path(folder) / "states", visit, comparing)
-    influence = [
-        1 - math.fsum(cosine for cosine, _ in sums[path]) / math.fsum(w for _, w in sums[path])
-        for path in paths
-    ]
+    totals = {path: math.fsum(weight for _, weight in sums[path]) for path in paths}
+    if not all(totals.values()):
+        raise ValueError("all calibration tokens have weight 0; change token_weights or samples")
+    influence = [1 - math.fsum(cosine for cosine, _ in sums[path]) / totals[path] for path in paths]
     if not all(map(math.isfinite, influence)):
         worst = paths[[math.isfinite(value) for value in influence].index(False)]
         raise ValueError(

@@ -7,6 +7,7 @@ refitted (`methods/shrink/refit.py`), rows and biases of the layers before it ar
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from ....model.checkpoint import CheckpointReader, lazy_tensors
 from ....model.config import ModelConfig
 from ....model.families import LinearSpec, family_of
 from ....model.qwen_vl import QwenVL
-from ...methods.layer_error import relative_error
+from ...methods.layer_error import row_energy
 from ...methods.shrink.channels import channel_scores, choose_channels
 from ...methods.shrink.refit import refit, scattered
 from ...recipe.ranges import ChannelScore
@@ -88,8 +89,13 @@ class _Narrowing:
             for statistics in block.statistics():
                 (spec,) = statistics.group.linears
                 context.update(len(self.records), len(specs), spec.name)
-                hessian = statistics.hessian.values
-                new = self._narrow(widths[spec.name], spec, hessian, statistics.hessian.tokens)
+                hessian = statistics.hessian
+                if not math.isfinite(hessian.input_range.largest):
+                    raise ValueError(
+                        f"the input of {spec.name} is not finite for a calibration sample: "
+                        "calibrate in bf16 or fp32, or look at the samples"
+                    )
+                new = self._narrow(widths[spec.name], spec, hessian.values, hessian.tokens)
                 put_tensors_(samples.model, new)
 
         samples.run(specs, self.scratch / "states", visit)
@@ -151,21 +157,27 @@ class _Narrowing:
         columns = weight[:, kept]
         record: dict[str, Any] = {"block": path, "score": step.score, "refit": bool(step.refit)}
         if hessian is not None:
-            removed = _error(weight, columns, kept, hessian)
+            removed = _energy(weight, columns, kept, hessian)
             if step.refit:
-                assert step.damp_percent is not None
-                try:
-                    columns = refit(weight, hessian, kept, damp_percent=step.damp_percent)
-                except ValueError as error:
-                    raise ValueError(f"{spec.name}: {error}") from None
-                columns = columns.to(weight.dtype)
+                columns = self._refitted(spec, weight, hessian, kept)
+            outputs = float(row_energy(weight.float(), hessian).sum())
+            remaining = _energy(weight, columns, kept, hessian) if step.refit else removed
             record |= {
                 "tokens": tokens,
-                "removed_error": removed,
-                "error": _error(weight, columns, kept, hessian),
+                "removed_error": removed / outputs if outputs else 0.0,
+                "error": remaining / outputs if outputs else 0.0,
             }
         self.records.append(record)
         return self._keep(members, kept, {down: columns.contiguous().cpu()})
+
+    def _refitted(self, spec: LinearSpec, weight: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
+        """Refit the columns of a layer that stay, in the dtype of its weight."""
+        assert self.step.damp_percent is not None
+        try:
+            columns = refit(weight, hessian, kept, damp_percent=self.step.damp_percent)
+        except ValueError as error:
+            raise ValueError(f"{spec.name}: {error}") from None
+        return columns.to(weight.dtype)
 
     def _keep(
         self, members: Mapping[str, int], kept: Tensor, solved: Mapping[str, Tensor]
@@ -195,7 +207,7 @@ def put_tensors_(model: QwenVL, tensors: Mapping[str, Tensor]) -> None:
             linear.out_features, linear.in_features = linear.weight.shape
 
 
-def _error(weight: Tensor, columns: Tensor, kept: Tensor, hessian: Tensor) -> float:
-    """Relative squared error of the outputs with some columns in the place of all."""
+def _energy(weight: Tensor, columns: Tensor, kept: Tensor, hessian: Tensor) -> float:
+    """Mean squared error of the outputs with some columns in the place of all."""
     candidate = scattered(columns.float(), kept, weight.shape[1])
-    return relative_error([weight], [candidate], hessian)
+    return float(row_energy(weight.float() - candidate, hessian).sum())

@@ -99,3 +99,11 @@ def test_experts_are_renumbered_too(tmp_path: Path) -> None:
     assert torch.equal(after.tensor(name.format(2)), before.tensor(name.format(3)))
     assert name.format(3) not in after
     load_float(tmp_path / "out")
+
+
+def test_samples_without_any_weight_are_refused(tmp_path: Path) -> None:
+    source = source_of(tmp_path)
+    texts = [prompt for prompt in samples_of(source) if not prompt.visuals]
+    weights = {"token_weights": {"image": 1.0, "text": 0.0}}
+    with pytest.raises(ValueError, match="all calibration tokens have weight 0"):
+        shrink(source, tmp_path / "out", texts, calibration=weights, layers=1)

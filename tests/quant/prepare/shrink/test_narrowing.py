@@ -217,3 +217,13 @@ def test_module_for_multi_token_prediction_is_narrowed_by_magnitude(tmp_path: Pa
         own["mtp.layers.0.mlp.up_proj.weight"][kept],
     )
     assert new_name("model.norm.weight") == after.source_name("model.norm.weight")
+
+
+def test_overflow_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(1e30)
+        model.get_parameter("model.layers.0.mlp.gate_proj.weight").mul_(1e30)
+    source = write_small_checkpoint(tmp_path / "source", model)
+    with pytest.raises(ValueError, match=r"input of model.layers.0.mlp.down_proj is not finite"):
+        shrink(source, tmp_path / "out", **NARROW | {"refit": False})
