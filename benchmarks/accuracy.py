@@ -18,7 +18,7 @@ commits, for a change that does not affect them: remove the affected ones from -
 evidence, --check measures the given rows again and fails if a number differs.
 Rows of shrunk and rotated models are prepared as checkpoints first (`common/preparing.py`). Rows
 whose method begins with `rotate` have the paired interval of their divergence minus that of the
-same row without rotation.
+same row without rotation; those of shrunk models minus that of the integers of nearest size.
 With --packed every checkpoint is packed as well, and the table has the bytes of its quantized
 layers as stored and in the container.
 Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.
@@ -157,10 +157,12 @@ class Measurement:
         self.processor = Processor.from_folder(resolve_folder(name))
         self.judges = Judges(name)
         self.config = ModelConfig.from_folder(resolve_folder(name))
+        self.rows: Sequence[Row] = ()
         self.scored: list[Row] = []
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Measure every row; return them, the best of each setting and the baseline's scores."""
+        self.rows = rows
         for row in rows:
             if row.key in self.options.check:
                 self.check(row)
@@ -214,11 +216,25 @@ class Measurement:
 
     def beside(self, row: Row) -> dict[str, Any]:
         """Compare a row with the one that it stands beside, on the held-out samples."""
-        other = row.beside
+        other = self.nearest_integers(row) if row.setting in SHRINKS else row.beside
         if other is None or other.setting not in self.options.settings:
             return {}
         interval = paired(*(self.runs(each, "held_out") for each in (row, other)))
         return {"beside": {"row": other.key, "ci95": [interval.low, interval.high]}}
+
+    def nearest_integers(self, row: Row) -> Row | None:
+        """The row of plain integers whose checkpoint is nearest in size; None if there is none."""
+        plain = [
+            other
+            for other in self.rows
+            if other.method == "gptq" and "bits" in GRIDS.get(other.setting, {})
+        ]
+        size = self.bytes(row)
+        return min(plain, key=lambda other: abs(self.bytes(other) - size), default=None)
+
+    def bytes(self, row: Row) -> int:
+        """Bytes of all tensors of a row's checkpoint."""
+        return sum(self.cell(row, self.seeds(row)[0])["parts"].values())
 
     def rows_to_score(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that are scored; of tables of levels also the solver that validation prefers."""
