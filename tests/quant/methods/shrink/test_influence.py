@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlpress.quant.methods.shrink.depth import cosine_sum, drop_layers, random_scores
@@ -33,6 +33,7 @@ def test_too_many_layers_are_refused() -> None:
         drop_layers([0.0] * 4, 3, stays=2)
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=12),
     st.data(),

@@ -32,7 +32,7 @@ def explicit_influence(source: Path) -> list[float]:
     return [float(1 - torch.cosine_similarity(a, b, dim=-1).mean()) for a, b in pairwise(joined)]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", [pytest.param("qwen2_5_vl", marks=pytest.mark.slow), "qwen3_vl"])
 def test_influence_is_that_of_the_whole_model(tmp_path: Path, family: str) -> None:
     source = source_of(tmp_path, family, num_hidden_layers=4)
     record = shrink(source, tmp_path / "out", layers=3)

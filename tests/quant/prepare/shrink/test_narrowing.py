@@ -103,6 +103,7 @@ def mixed(narrow: Path, wide: Path, out: Path) -> None:
     write_small_checkpoint(out, model)
 
 
+@pytest.mark.slow
 def test_refit_is_nearer_to_the_source(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     given = samples_of(source)
