@@ -25,10 +25,13 @@ from tiny_models import (
     make_tiny_config,
     write_checkpoint_folder,
 )
+from tokenizers import Tokenizer
+from trained_tokenizers import trained_tokenizer, write_tokenizer_files
 from workbench import Workbench
 
 from vlpress.eval.tasks.generated.answer_limits import Defaults
 from vlpress.model.processing.processor import Processor
+from vlpress.quant.vocabulary.byte_pairs import BytePairs
 
 # No deadline: the first call of a torch operation can take a second. No example database: tests
 # write below tmp_path only.
@@ -159,3 +162,22 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bench(processor: Processor, packaged: Path, tmp_path: Path) -> Workbench:
     return Workbench(processor, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained() -> Tokenizer:
+    """A byte-level BPE tokenizer with deep merges, trained on a generated text."""
+    return trained_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with all files of that tokenizer; read-only by convention."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer_files(folder, trained)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_pairs(tokenizer_folder: Path) -> BytePairs:
+    return BytePairs.from_folder(tokenizer_folder)

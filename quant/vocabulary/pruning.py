@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.lazy_tensor import LazyTensor
+from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import family_of
 from ...model.processing.chat_templates import PROBE, read_chat_template, render_chat
@@ -22,6 +23,7 @@ from ...model.processing.processor import Processor
 from ...model.processing.tokenizer import load_tokenizer
 from ...model.processing.tokenizer_identity import identify_tokenizer
 from ..prepare.rewriting import mapped
+from .byte_pairs import FILE as TOKENIZER
 from .byte_pairs import BytePairs
 from .kept_tokens import KeptTokens
 from .record import KEPT, ORIGINAL
@@ -55,6 +57,8 @@ class TextCounts:
     """Occurrences in them."""
     template: frozenset[int]
     """Tokens that the chat template writes."""
+    ids: Mapping[str, int] = field(repr=False)
+    """All ids of the tokenizer as transformers reads it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Pruning:
         inputs = [str(path) for path in (folder / CONFIG, *_side_files(folder))]
         digest = digest_texts([*inputs, *texts, *held_out])
         counted = _count(folder, tuple(texts), tuple(held_out), digest)
+        _check_same(folder, tokens, counted.ids)
         required = required_tokens(tokens, counted.template)
         selection = select_tokens(tokens, required, counted.counts, size=size, multiple=multiple)
         kept = KeptTokens(selection.kept, config.text.vocab_size)
@@ -184,6 +189,7 @@ class Pruning:
             "tokens_after": len(self.kept.ids),
             "removed_tokens": self.removed_tokens,
             "dropped_rows": self.dropped_rows,
+            "bytes_saved": _table_bytes(self.folder) - _table_bytes(pruned),
             "always_kept": chosen.required,
             "kept_for_texts": chosen.counted,
             "kept_by_merge_order": chosen.filled,
@@ -192,6 +198,30 @@ class Pruning:
             KEPT: self.kept.to_dict(),
             ORIGINAL: identify_tokenizer(processor.tokenizer, processor.stop_ids),
         }
+
+
+def _table_bytes(folder: Path) -> int:
+    """Count the bytes of the tensors with a row per token."""
+    reader = CheckpointReader(folder)
+    return sum(reader.nbytes(name) for name in ROWS if name in reader)
+
+
+def _check_same(folder: Path, tokens: BytePairs, ids: Mapping[str, int]) -> None:
+    """Check that transformers reads the tokens of `tokenizer.json`, no others and no fewer.
+
+    Raises:
+        ValueError: a token has another id, or one of the two lacks it.
+    """
+    for token in {**ids, **tokens.ids}:
+        if ids.get(token) != tokens.ids.get(token):
+            read, stored = (
+                "none" if token_id is None else f"the id {token_id}"
+                for token_id in (ids.get(token), tokens.ids.get(token))
+            )
+            raise ValueError(
+                f"{folder}: {token!r} has {read} as transformers reads the tokenizer and {stored} "
+                f"in {TOKENIZER}; save the tokenizer again with all its tokens"
+            )
 
 
 def _side_files(folder: Path) -> list[Path]:
@@ -225,7 +255,7 @@ def _count(folder: Path, texts: Sequence[str], held_out: Sequence[str], digest: 
     template = template_pieces(read_chat_template(folder).text)
     written = [*template, render_chat(tokenizer, PROBE, add_generation_prompt=True)]
     needed = count_tokens(tokenize(written, tokenizer))
-    return TextCounts(counts, tuple(held), held_counts, frozenset(needed))
+    return TextCounts(counts, tuple(held), held_counts, frozenset(needed), tokenizer.get_vocab())
 
 
 def _encoded(paths: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:

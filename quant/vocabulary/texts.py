@@ -25,7 +25,7 @@ from ...model.processing.tokenizer import END_OF_TURN
 HELD_OUT = 10
 """One piece of this many is held out."""
 PIECE = 2**16
-"""Characters of a piece of a plain text, which ends at the end of a line."""
+"""Largest number of characters of a piece of a plain text."""
 BATCH = 256
 """Pieces that are tokenized in one call."""
 PLAIN, SAMPLES = ".txt", ".jsonl"
@@ -70,8 +70,9 @@ def check_texts(paths: Sequence[str]) -> None:
     for path in paths:
         if path != SYNTHETIC and Path(path).suffix.lower() not in (PLAIN, SAMPLES):
             raise ValueError(
-                f"prune_vocab: texts has {path!r}; allowed: files with the ending {PLAIN} (plain "
-                f"text) or {SAMPLES} (samples, as for --calib), or {SYNTHETIC!r}"
+                f"prune_vocab: the text {path!r} is of an unknown type; allowed: files with the "
+                f"ending {PLAIN} (plain text) or {SAMPLES} (samples, as for --calib), or "
+                f"{SYNTHETIC!r}"
             )
         check_source(path)
 
@@ -159,11 +160,7 @@ def _encode(batch: list[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cut a plain text at ends of lines.
-
-    A line is a piece of its own if it is long, so that a corpus of few lines has pieces to hold
-    out; runs of blank lines stay together with the line before them.
-    """
+    """Cut a plain text into lines, each with the blank space after it; long ones are cut too."""
     for paragraph in re.split(r"(?<=\n)(?=\S)", text):
         for begin in range(0, len(paragraph), PIECE):
             if piece := paragraph[begin : begin + PIECE]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from small_run import BENCH
-from trained_tokenizers import trained_tokenizer, write_source
+from tokenizers import Tokenizer
+from trained_tokenizers import write_source
 
 import vlpress
 from vlpress.eval.api import compare, evaluate
@@ -23,15 +24,14 @@ QUESTIONS: dict[str, Any] = {"bench": BENCH, "limit": 4, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def runs(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Evaluations of an original that prefers kept tokens, and of the pruned model.
 
     All tokens in ASCII letters are kept, so the prompts have the same ones.
     """
     folder = tmp_path_factory.mktemp("pruned")
-    tokenizer = trained_tokenizer()
-    source = write_source(folder / "source", tokenizer, "qwen2_5_vl", tied=False)
-    texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
+    source = write_source(folder / "source", trained, "qwen2_5_vl", tied=False)
+    texts = [trained.decode([i]) for i in range(trained.get_vocab_size())]
     (folder / "a.txt").write_text("\n".join(text for text in texts if text.isascii()))
     recipe = folder / "recipe.toml"
     named = json.dumps([str(folder / "a.txt")])

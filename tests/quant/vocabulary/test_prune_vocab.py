@@ -133,11 +133,12 @@ def test_plan_and_record_have_the_same_figures(pruned: Pruned, trained: Tokenize
     recipe = str(pruned.out.parent / "recipe.toml")
     plan = vlpress.plan(pruned.source, recipe=recipe, device="cpu")
     [step] = plan["preparations"]
+    [record] = json.loads((pruned.out / "vlpress.json").read_text())["preparations"]
+    assert record["bytes_saved"] == step["bytes_before"] - step["bytes_after"]
     tied = ModelConfig.from_folder(pruned.source).text.tie_word_embeddings
     row_bytes = 4 * 128 * (1 if tied else 2)
     assert step["bytes_before"] - step["bytes_after"] == (ROWS - KEPT_ROWS) * row_bytes
     assert plan["candidate_bytes"] == vlpress.inspect(pruned.out)["bytes"]
-    [record] = json.loads((pruned.out / "vlpress.json").read_text())["preparations"]
     tokens = trained.get_vocab_size()
     assert (record["tokens_before"], record["tokens_after"]) == (tokens, KEPT_ROWS)
     assert (record["removed_tokens"], record["dropped_rows"]) == (tokens - KEPT_ROWS, ROWS - tokens)
@@ -212,7 +213,10 @@ def test_what_is_not_possible_is_refused_in_one_line(trained: Tokenizer, tmp_pat
         ({"tokens": 0}, "step.0..tokens is 0; allowed: a whole number, at least 1"),
         ({"texts": []}, "step.0..texts"),
         ({"texts": ["missing.txt"]}, "missing.txt does not exist"),
-        ({"texts": ["a.pdf"]}, "allowed: files with the ending .txt"),
+        (
+            {"texts": ["a.pdf"]},
+            "'a.pdf' is of an unknown type; allowed",
+        ),
         ({"targets": ["*"]}, "unknown key 'targets'"),
     ],
 )
@@ -229,6 +233,16 @@ def test_options_out_of_range_are_refused(
 @pytest.fixture(scope="module")
 def tiny_source(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_source(tmp_path_factory.mktemp("source"), trained, "qwen2_5_vl", tied=True)
+
+
+def test_a_tokenizer_with_further_tokens_is_refused(trained: Tokenizer, tmp_path: Path) -> None:
+    source = write_source(tmp_path, trained, "qwen2_5_vl", tied=True)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["bos_token"] = "<s>"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    step = PruneVocabStep(("synthetic",), tokens=KEPT_ROWS)
+    with pytest.raises(ValueError, match=r"'<s>' has the id \d+ .* and none in tokenizer.json"):
+        step.foresee(ModelConfig.from_folder(source), source)
 
 
 def test_recipes_are_read_back() -> None:
