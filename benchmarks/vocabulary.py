@@ -37,7 +37,7 @@ from vlpress.quant.prepare.planning import float_parts
 BENCHES = ["builtin-mmbench", "builtin-ocrbench"]
 SAMPLES, SEED = 2000, 9
 """Drawings whose texts are counted."""
-SIZES: tuple[int | None, ...] = (None, 896, 768, 640, 512, 384)
+SIZES: tuple[int | None, ...] = (None, 896, 640, 384)
 """Tokens that are kept; None: all that the texts have."""
 UNCOUNTED = 640
 """Size that is also reached without counts."""
