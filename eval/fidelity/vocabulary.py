@@ -63,7 +63,7 @@ def common_rows(base: BaseLogProbs, kept: KeptTokens) -> tuple[BaseLogProbs, Ten
     Raises:
         ValueError: the log-probabilities are of another vocabulary, or of removed tokens alone.
     """
-    mapped = {"tokens": kept.to_new(base.tokens)}
+    ids = None
     if base.ids is None:
         if base.logprobs.shape[-1] != kept.rows:
             raise ValueError(
@@ -74,7 +74,7 @@ def common_rows(base: BaseLogProbs, kept: KeptTokens) -> tuple[BaseLogProbs, Ten
     else:
         ids = kept.to_new(base.ids)
         rows = base.logprobs.masked_fill(ids == REMOVED, -torch.inf)
-        mapped |= {"ids": ids.clamp_min(0)}
+        ids = ids.clamp_min(0)
     mass = rows.exp().sum(-1)
     if not bool((mass > 0).all()):
         raise ValueError(
@@ -82,7 +82,14 @@ def common_rows(base: BaseLogProbs, kept: KeptTokens) -> tuple[BaseLogProbs, Ten
             "cannot be measured; keep more tokens"
         )
     others = (1 - mass).clamp_min(0.0)
-    return replace(base, logprobs=rows.log_softmax(-1), rest=None, **mapped), others
+    common = replace(
+        base,
+        logprobs=rows.log_softmax(-1),
+        ids=ids,
+        rest=None,
+        tokens=kept.to_new(base.tokens),
+    )
+    return common, others
 
 
 def common_divergence(base: BaseLogProbs, logits: Tensor) -> Tensor:

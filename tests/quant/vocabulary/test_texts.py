@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import CHAT_TEMPLATE
@@ -21,7 +22,8 @@ from vlpress.quant.vocabulary.texts import (
 
 @pytest.fixture(scope="module")
 def tokenizer(trained: Tokenizer) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained)
+    make: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = make(tokenizer_object=trained)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
