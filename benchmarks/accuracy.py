@@ -215,7 +215,7 @@ class Measurement:
         }
 
     def beside(self, row: Row) -> dict[str, Any]:
-        """Compare a row with the one that it stands beside, on the held-out samples."""
+        """Compare a row with the one beside it, on the held-out samples."""
         other = self.nearest_integers(row) if row.setting in SHRINKS else row.beside
         if other is None or other.setting not in self.options.settings:
             return {}

@@ -72,7 +72,7 @@ ROTATIONS: dict[str, dict[str, Any]] = {
 """Decoder layers with and without a rotation of the whole model; measured on request."""
 ADAPTER_RANK = 4
 """Rank that costs about as many bits in layers as narrow as those of the built-in models as groups
-of 32 in place of 128 do, or rank 32 in a model of 3 billion weights."""
+of 32 instead of 128 do, or rank 32 in a model of 3 billion weights."""
 _NVFP4 = {"grid": "nvfp4", "activations": "dynamic"}
 ADAPTERS: dict[str, dict[str, Any]] = {
     **{

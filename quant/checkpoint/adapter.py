@@ -176,9 +176,9 @@ class StoredAdapter:
             for end, shape in zip(PARTS, sizes, strict=True):
                 tensor = self.tensors.get(f"{owner}{end}")
                 if tensor is None or tuple(tensor.shape) != shape or tensor.dtype not in FLOATS:
-                    found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+                    actual = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
                     raise ValueError(
-                        f"{path}: {owner}{end} is {found}; expected floats of {list(shape)}: r is "
+                        f"{path}: {owner}{end} is {actual}; expected floats of {list(shape)}: r is "
                         f"{self.rank}, and the model's layer is {spec.out_features} x "
                         f"{spec.in_features}"
                     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...common.lazy_tensor import LazyTensor
 from ...model.loading import stored_dtype
-from ..recipe.adapter import without_adapter
+from ..recipe.adapter import check_separable, without_adapter
 from .encoding import encode_layer
 from .formats.format import Origin
 from .formats.table import choose_format
@@ -65,6 +65,7 @@ def export_into(target: Path, checkpoint: Path, format: str, *, adapter: bool = 
     kept = source.adapter.tensors if adapter and source.adapter is not None else {}
     record = source.record
     if record is not None and not kept:
+        check_separable(record, source.folder)
         record = without_adapter(record)
     dtype = stored_dtype(contents.config, source.reader)
 

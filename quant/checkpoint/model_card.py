@@ -18,7 +18,7 @@ from ...common.atomic import write_text
 from ...common.progress import format_bytes
 from ...model.token_reduction.table import describe_rule
 from ..prepare.result import KEY, prepared_record
-from ..recipe.adapter import ADAPTER, describe_adapter
+from ..recipe.adapter import ADAPTER, describe_adapter, holds_weights
 from ..recipe.mask import describe_mask
 from ..recipe.vision_input import MAX_PIXELS, VISUAL_TOKENS
 from .adapter import FOLDER, StoredAdapter
@@ -89,7 +89,7 @@ def write_model_card(checkpoint: Path, base: Base, scores: str = "") -> None:
             scores.strip(),
             _engines(support),
             *_snippets(support),
-            *_adapter(opened.adapter),
+            *_adapter(opened.adapter, needed=holds_weights(record)),
         )
         if part
     )
@@ -219,13 +219,14 @@ def _snippets(support: Sequence[Support]) -> list[str]:
     return [*head, *parts] if parts else []
 
 
-def _adapter(adapter: StoredAdapter | None) -> list[str]:
+def _adapter(adapter: StoredAdapter | None, *, needed: bool) -> list[str]:
     """Show how engines load the low-rank adapter; nothing without one."""
     if adapter is None:
         return []
     head = (
         f"## Adapter\n\nThe folder `{FOLDER}` holds low-rank corrections (LoRA, rank "
-        f"{adapter.rank}). The programs above run without them; these add them:"
+        f"{adapter.rank}). The programs above run without them; these add them"
+        + (", and must: they hold a part of the weights." if needed else ".")
     )
     texts = ((each, adapter_text(each, PLACE, adapter.rank)) for each in ADAPTERS)
     return [head, *(_shown(snippet, text) for snippet, text in texts)]

@@ -14,6 +14,7 @@ from ...common.output_dir import REMEDY
 from ...common.progress import Reporter
 from ..checkpoint.adapter import has_adapter
 from ..config import DeploymentOptions, ExportOptions
+from ..recipe.adapter import check_separable
 from .deployment_format import DESCRIPTION, DeploymentFormat
 from .source import ExportSource
 
@@ -27,6 +28,8 @@ def check_deployment(
         ValueError: see above, or the checkpoint is incomplete.
     """
     check_options(options, format.options)
+    if source.quantized is not None:
+        check_separable(source.quantized.record or {}, source.folder)
     if has_adapter(source.folder) and not options.no_adapter:
         raise ValueError(
             f"{source.folder} cannot be exported as {format.name}: it has an adapter, which is not "

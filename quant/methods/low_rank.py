@@ -81,7 +81,7 @@ def low_rank(
 
     Args:
         weight: `[N, K]`, any float dtype.
-        approximation: `[N, K]`; None = zero, so that the part stands for the weight itself.
+        approximation: `[N, K]`; None = zero: the part is that of the weight itself.
         hessian: `[K, K]`, `X' X` of the layer's inputs up to a positive factor; None weighs all
             input features alike.
         rank: 1 to min(N, K).

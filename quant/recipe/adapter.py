@@ -1,4 +1,4 @@
-"""Low-rank adapters as data: their rank, and what they stand for.
+"""Low-rank adapters as data: their rank, and what they are fitted to.
 
 An adapter adds `(x A') B'` in 16 bits to the output of a quantized layer. It is stored as a folder
 of the library peft beside the weights. Without torch, so that recipes can be read before it is
@@ -18,6 +18,8 @@ AdapterKind = Annotated[Literal["eora", "svd", "svd_first"], OneOf(("eora", "svd
 """See `AdapterRule.kind`."""
 ADAPTER = "adapter"
 """Key of the adapter in records."""
+FIRST = "svd_first"
+"""Kind of adapters that hold a part of the weights."""
 NUMBER_BYTES = 2
 """Bytes of a number of A and B."""
 
@@ -44,7 +46,7 @@ class AdapterRule:
     @property
     def comes_first(self) -> bool:
         """Whether it is found before the weight is quantized."""
-        return self.kind == "svd_first"
+        return self.kind == FIRST
 
     def nbytes(self, out_features: int, in_features: int) -> int:
         """Count the bytes of both matrices."""
@@ -79,6 +81,29 @@ def describe_adapter(described: Mapping[str, Any]) -> str:
         f"adapter of rank {described['rank']}{kinds}: {described['layers']} layers, "
         f"{described['bits_per_weight']:.3f} bits per weight of these"
     )
+
+
+def holds_weights(record: Mapping[str, Any]) -> bool:
+    """Whether the adapter of a checkpoint holds a part of the weights, which it needs to answer."""
+    return FIRST in record.get(ADAPTER, {}).get("kinds", ())
+
+
+def check_separable(record: Mapping[str, Any], checkpoint: object) -> None:
+    """Refuse to write a copy of a checkpoint without an adapter that it needs.
+
+    Args:
+        record: of the checkpoint; empty if it has none.
+        checkpoint: for the message.
+
+    Raises:
+        ValueError: the adapter holds a part of the weights.
+    """
+    if holds_weights(record):
+        raise ValueError(
+            f"{checkpoint}: its adapter holds a part of the weights ({FIRST}), and the others "
+            "answer nonsense without it; allowed: formats of checkpoints, with the adapter, or a "
+            "checkpoint that is quantized with another kind of adapter"
+        )
 
 
 def without_adapter(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Solve a layer together with its low-rank adapter, see `methods/low_rank.py`.
 
-The order decides what the adapter stands for. Fitted last ("eora", "svd"), it is the largest part
+The order decides what the adapter holds. Fitted last ("eora", "svd"), it is the largest part
 of the error that the quantized weight leaves. Fitted first ("svd_first"; SVDQuant: Li et al.,
 "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", arXiv 2411.05007,
 section 4.2), it takes the largest part of the weight, and the method quantizes what remains, which

@@ -29,8 +29,8 @@ class GGUFFormat:
     name: str = "gguf"
     options: tuple[str, ...] = ("float_type",)
     adapter_advice: str = (
-        "convert its folder adapter with convert_lora_to_gguf.py of llama.cpp, and export the "
-        "weights with --no-adapter"
+        "convert its folder adapter with convert_lora_to_gguf.py of llama.cpp (--base: the folder "
+        "of the original model), and export the weights with --no-adapter"
     )
 
     def why_not(self, source: ExportSource, options: ExportOptions) -> str | None:

@@ -20,9 +20,13 @@ from vlpress.quant.checkpoint.loading import open_model
 from vlpress.quant.checkpoint.model_card import Base, write_model_card
 from vlpress.quant.driver.pipeline import load_quantized
 from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.methods.grids.group_scales import divisor_of
+from vlpress.quant.methods.grids.table_weight import TableWeight
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.pack import pack
 from vlpress.quant.recipe.adapter import without_adapter
+from vlpress.quant.recipe.grids import GRIDS
+from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.runtime.adapter import LowRankAdapter
 from vlpress.quant.targets import compressed_linears
@@ -137,6 +141,31 @@ def test_svd_first_quantizes_the_rest(tmp_path: Path) -> None:
             float(values[8:].square().sum()), rel=0.01
         )
         assert layer.quantized().equals(rtn(rest, QuantScheme(4, 32)))
+    assert same_logits(model, load_quantized(folder, device="cpu"))
+    assert "and must: they hold a part of the weights" in (folder / "README.md").read_text()
+    for format in ("gptq", "gguf"):
+        with pytest.raises(ValueError, match="its adapter holds a part of the weights"):
+            export(folder, out=tmp_path / "out", format=format, no_adapter=True)
+
+
+def test_fused_layers_share_the_scale_of_what_remains(tmp_path: Path) -> None:
+    step = {"method": "rtn", "grid": "nvfp4", "activations": "dynamic"}
+    adapter = {"adapter_rank": 8, "adapter": "svd_first"}
+    rule = Recipe.from_dict({"name": "test", "step": [step | adapter]})
+    model, _, folder = checkpoint(tmp_path, rule, "compressed-tensors")
+    reader, layers = CheckpointReader(tmp_path / "source"), compressed_linears(model)
+    for block in ("model.layers.0", "model.layers.1"):
+        names = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
+        weights = [layers[name].quantized() for name in names]
+        assert all(isinstance(weight, TableWeight) for weight in weights)
+        divisors = {float(weight.divisor) for weight in weights}  # type: ignore[attr-defined]
+        largest = 0.0
+        for name in names:
+            own = layers[name].adapter
+            assert own is not None
+            rest = reader.tensor(f"{name}.weight").float() - own.low_rank().matrix()
+            largest = max(largest, float(rest.abs().max()))
+        assert divisors == {divisor_of(largest, GRIDS["nvfp4"])}
     assert same_logits(model, load_quantized(folder, device="cpu"))
 
 

@@ -38,7 +38,7 @@ def promised(name: str) -> dict[str, tuple[int, bool]]:
         four = 4, False
         return {"decoder": four, "tower": four, "embedding": four, "head": (8, False)}
     schemes = {}
-    for suffix in ("-2of4", "-rotated", "-shrunk", "-recovered"):
+    for suffix in ("-2of4", "-adapter", "-svdquant", "-rotated", "-shrunk", "-recovered"):
         name = name.removesuffix(suffix)
     for part in name.split("+"):
         stage, _, scheme = part.rpartition("-")

@@ -91,6 +91,14 @@ def test_the_metric_of_the_outputs_leaves_least(method: str) -> None:
     assert errors["eora"] < errors["svd"]
 
 
+def test_it_corrects_what_a_mask_leaves_out() -> None:
+    weight, inputs = problem()
+    masked = step(keep=0.5, score="wanda", adapter_rank=8)
+    solved = solve_with_adapter(masked, weight, inputs)
+    assert float((solved.weight.dequantize() == 0).float().mean()) >= 0.5
+    assert solved.values["adapter_error"] < 0.9 * solved.values["final_error"]
+
+
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_svd_first_takes_what_is_large(method: str) -> None:
     weight, inputs = problem()
