@@ -61,8 +61,8 @@ def plan_transforms(
 
     Raises:
         ValueError: a pattern matches no layer whose input can be scaled, the recipe quantizes none
-            of the layers that a transform targets, they are not rounded to integers, or they are
-            experts.
+            of the layers that a transform targets, they are not rounded to integers and it compares
+            candidates by that, or they are experts.
     """
     experts = {spec.name for spec in family_of(config).linears(config) if spec.expert is not None}
     groups: list[tuple[str, ChannelGroup]] = [
@@ -90,11 +90,12 @@ def plan_transforms(
                     "'*.mlp.experts.*' there"
                 )
             readers = [schemes[name] for name in row.linears if name in schemes]
-            if odd := [scheme for scheme in readers if scheme.kind != QuantScheme.kind]:
+            odd = [scheme for scheme in readers if scheme.kind != QuantScheme.kind]
+            if odd and transform.foresees_rounding:
                 raise ValueError(
                     f"recipe {recipe.name}: {transform.method} targets {row.linears[0]}, which "
                     f"becomes {odd[0].label}; allowed: {QuantScheme.kind} weights, whose rounding "
-                    "it can foresee; ignore the layer there"
+                    "it can foresee; ignore the layer there, or take smoothquant with a fixed alpha"
                 )
             if not readers:
                 row = PlannedTransform(transform, block, group, "no step quantizes its readers")

@@ -30,6 +30,11 @@ class SmoothQuantStep(Transform):
     unscaled: ClassVar[Mapping[str, Any]] = {"alpha": None}
     statistics: ClassVar[frozenset[Statistic]] = frozenset({CHANNEL_ABSMAX})
 
+    @property
+    def foresees_rounding(self) -> bool:
+        """See `Transform.foresees_rounding`; a fixed alpha has nothing to compare."""
+        return self.alpha == SEARCH
+
     def apply(
         self, run: BlockTransforms, block: CalibrationBlock, groups: Sequence[PlannedTransform]
     ) -> list[Scaling]:

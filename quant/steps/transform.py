@@ -78,6 +78,11 @@ class Transform(ABC):
     statistics: ClassVar[frozenset[Statistic]]
     """Statistics of the inputs that it observes."""
 
+    @property
+    def foresees_rounding(self) -> bool:
+        """Whether it compares candidates by rounding weights to integers."""
+        return True
+
     @abstractmethod
     def apply(
         self, run: BlockTransforms, block: CalibrationBlock, groups: Sequence[PlannedTransform]

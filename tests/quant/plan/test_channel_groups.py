@@ -97,3 +97,18 @@ def test_rejects(transform: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         plan({"method": "smoothquant", **transform})
     assert "\n" not in str(caught.value)
+
+
+def test_a_fixed_alpha_fits_weights_of_any_kind() -> None:
+    table = {"method": "rtn", "grid": "nvfp4", "activations": "dynamic"}
+    config = ModelConfig.from_dict(small_config())
+    for alpha in (0.5, "search"):
+        smooth = {"method": "smoothquant", "alpha": alpha}
+        recipe = Recipe.from_dict({"name": "mine", "step": [smooth, table]})
+        claims = claim_layers(family_of(config).linears(config), recipe)
+        schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
+        if alpha == "search":
+            with pytest.raises(ValueError, match="or take smoothquant with a fixed alpha"):
+                plan_transforms(config, recipe, schemes)
+        else:
+            assert all(not row.reason for row in plan_transforms(config, recipe, schemes))
