@@ -34,6 +34,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -206,6 +207,7 @@ class Measurement:
             "bits_per_weight": cells[0]["bits_per_weight"],
             "parts": cells[0].get("parts"),
             **({"bytes": cells[0]["bytes"]} if "bytes" in cells[0] else {}),
+            **({"layer_error": cells[0]["layer_error"]} if "layer_error" in cells[0] else {}),
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
             "validation": summarize(self.runs(row, "validation")),
@@ -390,6 +392,7 @@ class Measurement:
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
             **self.packed_bytes(model, report),
+            **({"layer_error": layer_error(report)} if row.setting in ADAPTERS else {}),
             **self.judges.measure(model, self.sizes(row)),
         }
 
@@ -427,6 +430,15 @@ class Measurement:
             name: {"score": row["score"], "n": row["n"]}
             for name, row in scores["benchmarks"].items()
         }
+
+
+def layer_error(report: QuantReport) -> float:
+    """Geometric mean of the layers' relative output errors, with their adapters."""
+    errors = (
+        layer.final_error if layer.adapter_error is None else layer.adapter_error
+        for layer in report.layers
+    )
+    return geometric_mean(error for error in errors if error is not None)
 
 
 def check_against_rounding(report: QuantReport, where: str) -> None:

@@ -31,7 +31,8 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "were recorded, are MiB of all tensors by part: D decoder, T tower, E embedding, H head; "
         "KiB are those of the quantized layers, as stored and after `vlpress pack`. A difference, "
         "where there is one, is the paired 95 % interval of the difference in KL from another "
-        "setting with the same method.",
+        "setting with the same method; an error of layers is the geometric mean of their relative "
+        "output errors on the calibration inputs.",
         "",
         "In every run, on every layer, GPTQ's error before any fallback was at most that of "
         "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
@@ -78,10 +79,12 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
     sizes = ["KiB", "KiB packed", "bits packed"] if packed else []
     compared = any("beside" in row for row in rows)
     head += ["difference"] if compared else []
+    of_layers = any("layer_error" in row for row in rows)
+    head += ["error of layers"] if of_layers else []
     head += ["bits", *sizes, *(["MiB by part"] if sized else []), "fell back"]
     original = ["bf16", "", "", "", "", ""]
     original += [f"{entry['score']:.1f}" for entry in base.values()]
-    original += [""] * compared
+    original += [""] * (compared + of_layers)
     body = [[*original, "16", *([""] * (len(sizes) + sized)), ""]] if base else []
     for row in rows:
         body.append(
@@ -91,6 +94,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
                 *divergence(row["held_out"]),
                 *(score(row["benchmarks"].get(name)) for name in base),
                 *([difference(row.get("beside"))] if compared else []),
+                *([f"{row.get('layer_error', 0):.2e}"] if of_layers else []),
                 f"{row['bits_per_weight']:.2f}" if row["bits_per_weight"] else "float",
                 *(packed_cells(row.get("bytes")) if packed else []),
                 *([mebibytes(row.get("parts"))] if sized else []),
