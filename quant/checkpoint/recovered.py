@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,34 @@ from torch import Tensor
 from ...common.lazy_tensor import TensorLike
 from ...model.loading import HEAD, stored_dtype
 from ..compressed_weight import CompressedWeight
+from ..methods.low_rank import LowRank
 from .encoding import encode_layer
 from .formats.format import Origin, float_tensor
 from .model_card import base_of_card, write_model_card
 from .safetensors_folder.reading import QuantizedCheckpoint
 
 
+@dataclass(frozen=True)
+class Replacing:
+    """What replaces parts of a checkpoint."""
+
+    weights: Mapping[str, CompressedWeight]
+    """Layers, by name."""
+    floats: Mapping[str, Tensor]
+    """Float tensors, by canonical name."""
+    adapters: Mapping[str, LowRank]
+    """Low-rank parts, by layer."""
+
+
 def write_recovered(
-    checkpoint: Path,
-    target: Path,
-    weights: Mapping[str, CompressedWeight],
-    floats: Mapping[str, Tensor],
-    record: Mapping[str, Any],
+    checkpoint: Path, target: Path, replacing: Replacing, record: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint in the format it has, into an existing empty folder.
 
     Args:
         checkpoint: folder of the quantized checkpoint; not changed.
         target: of the new one.
-        weights: layers that replace those of the checkpoint, by name.
-        floats: float tensors that do, by canonical name.
+        replacing: what differs; everything else is copied.
         record: content of the new `vlpress.json`.
 
     Raises:
@@ -39,6 +48,10 @@ def write_recovered(
     source = QuantizedCheckpoint(checkpoint)
     source.check()
     contents = source.contents()
+    weights, floats = replacing.weights, replacing.floats
+    adapter: dict[str, TensorLike] = {} if source.adapter is None else dict(source.adapter.tensors)
+    for name, part in replacing.adapters.items():
+        adapter |= {f"{name}.{end}.weight": matrix for end, matrix in part.tensors().items()}
     dtype = stored_dtype(contents.config, source.reader)
 
     def encode(name: str) -> Mapping[str, Tensor]:
@@ -54,7 +67,7 @@ def write_recovered(
         return source.reader.lazy(name)
 
     source.format.write(
-        Origin(source.reader, source.format.parts, encode, other),
+        Origin(source.reader, source.format.parts, encode, other, adapter=adapter),
         contents,
         target,
         config=contents.config.raw,

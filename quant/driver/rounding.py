@@ -69,7 +69,7 @@ def tune_block(run: QuantizationRun, block: CalibrationBlock) -> TunedBlock | No
         assert isinstance(layer, UnpackedLinear)
         if layer.group_index is None:
             before[row.name] = layer
-            tuned[row.name] = RoundedLinear(layer.quantized(), original, layer.bias)
+            tuned[row.name] = RoundedLinear(layer.quantized(), original, layer.bias, layer.adapter)
             put_module(run.model, row.name, tuned[row.name])
     if not tuned:
         return None
@@ -81,6 +81,7 @@ def tune_block(run: QuantizationRun, block: CalibrationBlock) -> TunedBlock | No
     block.drop_float_outputs()
     for name, layer in tuned.items():
         solved = UnpackedLinear(_weight(layer), before[name].bias, run.model.dtype)
+        solved.adapter = before[name].adapter
         put_module(run.model, name, solved)
         run.solved[name] = solved
     run.show_progress(f"{block.path} rounding, loss {result.start:.3g} to {result.best:.3g}")

@@ -33,10 +33,11 @@ class ParamDefaults:
 DEFAULTS: Mapping[str, ParamDefaults] = {
     "scales": ParamDefaults(lr=0.005, batch=16),
     "norms": ParamDefaults(lr=0.005, batch=16),
+    "adapter": ParamDefaults(lr=0.005, batch=16),
     ROUNDING: ParamDefaults(lr=0.01, batch=8),
 }
-"""By kind of parameter. The learning rates of scales and norms are relative to their values, that
-of rounding is in steps of the grid."""
+"""By kind of parameter. Learning rates are relative to the values, that of rounding is in steps of
+the grid."""
 END_TO_END = tuple(name for name in DEFAULTS if name != ROUNDING)
 OF_BLOCKS = ("steps", "freeze")
 """Keys of rounding alone."""

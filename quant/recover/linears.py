@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,13 @@ from ..compressed_weight import CompressedWeight
 from ..methods.affine import QuantizedWeight, round_scales
 from ..methods.grids.levels import level_values
 from ..methods.grids.table_weight import TableWeight
+from ..methods.low_rank import LowRank
+from ..runtime.adapter import LowRankAdapter
 from ..targets import compressed_linears, put_module
 from .straight_through import round_inputs, round_straight
+
+if TYPE_CHECKING:
+    from .params.adapters import TrainedAdapter
 
 DECODER, HEAD = "model.", "lm_head"
 LEAST = 0.05
@@ -26,21 +31,30 @@ LEAST = 0.05
 
 
 class TrainedLinear(nn.Module):
-    """A linear layer over a fixed compressed weight, whose scales may be trained.
+    """A linear layer over a fixed compressed weight, whose scales or adapter may be trained.
 
     Args:
         weight: of any kind.
         bias: `[out_features]` or None.
         dtype: of the activations.
+        adapter: low-rank part that is added, or None.
     """
 
     levels: Tensor | None
     scales: Tensor | None
     dequantized: Tensor | None
 
-    def __init__(self, weight: CompressedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        weight: CompressedWeight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        adapter: LowRankAdapter | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.adapter = weight, adapter
+        self.trained_adapter: TrainedAdapter | None = None
+        """Takes the place of the adapter."""
         parts = _parts_of(weight)
         levels, scales, self._repeats = parts or (None, None, 1)
         self.register_buffer("levels", levels, persistent=False)
@@ -74,13 +88,17 @@ class TrainedLinear(nn.Module):
 
     def trained(self) -> CompressedWeight:
         """Return the weight with the scales as they are now."""
-        if self.change is None:
+        if self.change is None or not bool(self.change.any()):
             return self.weight
         changed: Any = self.weight
         return replace(changed, scales=self.trained_scales().detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
+        product, adapter = self._multiply(x), self.trained_adapter or self.adapter
+        return product if adapter is None else product + adapter(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         x = round_inputs(x, self.weight)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.levels is None:
@@ -118,24 +136,37 @@ def differentiable(model: QwenVL) -> Iterator[dict[str, TrainedLinear]]:
     cache, model.cache_type = model.cache_type, "model"
     trainable = [p for p in model.parameters() if p.requires_grad]
     layers = {
-        name: TrainedLinear(layer.quantized(), layer.bias, model.dtype)
+        name: TrainedLinear(layer.quantized(), layer.bias, model.dtype, layer.adapter)
         for name, layer in before.items()
     }
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        for name, trained in layers.items():
-            put_module(model, name, trained)
+        for name, linear in layers.items():
+            put_module(model, name, linear)
         yield layers
     finally:
         for name, layer in before.items():
-            weight = layers[name].trained()
-            if not weight.equals(layers[name].weight):
+            trained, adapter = layers[name], layer.adapter
+            weight = trained.trained()
+            if weight is not trained.weight:
                 layer = weight.inference_layer(layer.bias)
+            if trained.trained_adapter is not None:
+                adapter = LowRankAdapter(trained.trained_adapter.low_rank())
+            layer.adapter = adapter
             put_module(model, name, layer)
         for parameter in trainable:
             parameter.requires_grad_(True)
         model.cache_type = cache
+
+
+def changed_adapters(layers: Mapping[str, TrainedLinear]) -> dict[str, LowRank]:
+    """Return the trained adapters, by name of the layer."""
+    return {
+        name: layer.trained_adapter.low_rank()
+        for name, layer in layers.items()
+        if layer.trained_adapter is not None
+    }
 
 
 def changed_weights(layers: Mapping[str, TrainedLinear]) -> dict[str, CompressedWeight]:

@@ -17,9 +17,10 @@ from ...common.progress import Update
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..compressed_weight import CompressedWeight
+from ..methods.low_rank import LowRank
 from ..recipe.recover import Recover
 from .answers import Answers
-from .linears import changed_weights, differentiable
+from .linears import changed_adapters, changed_weights, differentiable
 from .losses import cross_entropy, mixed_divergence
 from .params.table import KINDS
 from .split import Division, divide
@@ -35,6 +36,8 @@ class Recovered:
     """Quantized layers that differ, by name."""
     floats: Mapping[str, Tensor]
     """Float tensors that differ, by canonical name."""
+    adapters: Mapping[str, LowRank]
+    """Low-rank parts that differ, by layer."""
     record: Mapping[str, Any]
     """JSON values for the checkpoint's record."""
 
@@ -93,9 +96,10 @@ def recover_(
         floats: dict[str, Tensor] = {}
         for kind in kinds:
             floats |= kind.detach()
-        weights = {} if progress.best == 0 else changed_weights(layers)
+        weights = changed_weights(layers)
+        adapters = {} if progress.best == 0 else changed_adapters(layers)
     record = _record(options, samples, division, progress, [teacher for teacher, _ in opened])
-    return Recovered(weights, floats, record)
+    return Recovered(weights, floats, adapters, record)
 
 
 def _losses(

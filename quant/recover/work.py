@@ -24,7 +24,7 @@ from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
 from ...model.weight_files import digest_folder
 from ..checkpoint.loading import is_quantized, load_quantized, open_model
-from ..checkpoint.recovered import write_recovered
+from ..checkpoint.recovered import Replacing, write_recovered
 from ..checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from ..config import CalibrationOptions, ModelSettings
 from ..recipe.recover import NAME, SELF, Recover
@@ -153,7 +153,8 @@ class RecoveryWork:
                 update=update,
             )
         record = {**(opened.record or {}), NAME: dict(result.record)}
-        write_recovered(checkpoint, target, result.weights, result.floats, record)
+        replacing = Replacing(result.weights, result.floats, result.adapters)
+        write_recovered(checkpoint, target, replacing, record)
         losses = result.record["held_out_loss"]
         reporter.note(
             f"recovery: held-out loss {losses[0]:.4g} at the start, {min(losses):.4g} after "

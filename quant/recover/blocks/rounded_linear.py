@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...methods.affine import QuantizedWeight, round_scales
+from ...runtime.adapter import LowRankAdapter, added
 from ..straight_through import round_inputs, round_straight
 
 REACH = 0.5
@@ -36,15 +37,22 @@ class RoundedLinear(nn.Module):
         solved: the solver's weight, with contiguous groups.
         original: the float weight `[N, K]`.
         bias: `[out_features]` or None.
+        adapter: low-rank part that is added, or None.
     """
 
     start: Tensor
     zero_points: Tensor
     scales: Tensor
 
-    def __init__(self, solved: QuantizedWeight, original: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        solved: QuantizedWeight,
+        original: Tensor,
+        bias: Tensor | None,
+        adapter: LowRankAdapter | None = None,
+    ) -> None:
         super().__init__()
-        self.solved = solved
+        self.solved, self.adapter = solved, adapter
         shape = (*solved.scales.shape, -1)
         integers = solved.integers.float().reshape(shape)
         zeros = solved.zero_points.float()[..., None]
@@ -112,6 +120,7 @@ class RoundedLinear(nn.Module):
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         dtype = x.dtype
         # 16 bits would round the gradients of single weights, and are slow on most processors.
-        x = round_inputs(x, self.solved).float()
+        rounded = round_inputs(x, self.solved).float()
         assert self._weight is not None
-        return F.linear(x, self._weight, None if self.bias is None else self.bias.float()).to(dtype)
+        bias = None if self.bias is None else self.bias.float()
+        return added(self.adapter, x, F.linear(rounded, self._weight, bias).to(dtype))

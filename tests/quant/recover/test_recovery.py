@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_recovery import Small, make_small
+from small_recovery import RTN, Small, make_small
 
 from vlpress.model.text import RMSNorm
 from vlpress.quant.methods.affine import QuantizedWeight, round_scales
@@ -128,3 +128,27 @@ def test_a_float_model_has_no_scales(small: Small) -> None:
 def test_a_diverging_training_is_an_error(small: Small) -> None:
     with pytest.raises(ValueError, match=r"the loss is .* smaller lr"):
         small.recover(small.quantized(), "norms", lr=1e38)
+
+
+def test_adapters_are_trained_alone(small: Small) -> None:
+    step = RTN | {"bits": 2, "group_size": -1, "adapter_rank": 2, "adapter": "svd"}
+    student = small.quantized(step)
+    before = weights_of(student)
+    result = small.recover(student, "adapter")
+    losses = result.record["held_out_loss"]
+    assert min(losses) < losses[0] and not result.weights and not result.floats
+    layers = compressed_linears(student)
+    assert result.adapters.keys() == before.keys()
+    for name, part in result.adapters.items():
+        adapter = layers[name].adapter
+        assert adapter is not None and part.down.dtype == torch.bfloat16
+        assert torch.equal(adapter.down, part.down) and torch.equal(adapter.up, part.up)
+        assert weights_of(student)[name].equals(before[name])
+    with pytest.raises(ValueError, match="no layer of the decoder has an adapter"):
+        small.recover(small.quantized(), "adapter")
+
+
+def test_an_adapter_counts_while_scales_are_trained(small: Small) -> None:
+    plain = small.recover(small.quantized(), epochs=1).record["held_out_loss"][0]
+    step = RTN | {"adapter_rank": 16, "adapter": "svd"}
+    assert small.recover(small.quantized(step), epochs=1).record["held_out_loss"][0] < plain
