@@ -43,8 +43,11 @@ def recover_from_base(
     )
     answers.encode_images()
     digests = [content_digest(sample) for sample in samples]
-    options_of_store = {"batch": BATCH, "update": lambda done, total, what: None}
-    store_teacher(folder, answers, digests, {"model": base}, **options_of_store)
+    store_teacher(folder, answers, digests, {"model": base}, batch=BATCH, update=_quiet)
     teachers = [(folder, 1.0)]
     result = recover_(student, options, samples, prompts, teachers, stored=torch.bfloat16)
     return result.record
+
+
+def _quiet(done: int, total: int, detail: str) -> None:
+    """Show no progress."""

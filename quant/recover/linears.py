@@ -43,6 +43,7 @@ class TrainedLinear(nn.Module):
     levels: Tensor | None
     scales: Tensor | None
     dequantized: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -90,8 +91,8 @@ class TrainedLinear(nn.Module):
         """Return the weight with the scales as they are now."""
         if self.change is None or not bool(self.change.any()):
             return self.weight
-        changed: Any = self.weight
-        return replace(changed, scales=self.trained_scales().detach())
+        assert isinstance(self.weight, QuantizedWeight | TableWeight)
+        return replace(self.weight, scales=self.trained_scales().detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
@@ -105,7 +106,8 @@ class TrainedLinear(nn.Module):
             assert self.dequantized is not None
             return F.linear(x, self.dequantized, bias)
         scales = self.trained_scales().repeat_interleave(self._repeats, dim=0)
-        product: Tensor = _ScaledProduct.apply(x, scales[: len(self.levels)], self.levels)
+        rows = scales[: len(self.levels)]
+        product: Tensor = _ScaledProduct.apply(x, rows, self.levels)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
 
 

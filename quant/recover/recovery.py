@@ -20,10 +20,10 @@ from ..compressed_weight import CompressedWeight
 from ..methods.low_rank import LowRank
 from ..recipe.recover import Recover
 from .answers import Answers
+from .division import Division, divide
 from .linears import changed_adapters, changed_weights, differentiable
 from .losses import cross_entropy, mixed_divergence
 from .params.table import KINDS
-from .split import Division, divide
 from .teachers import Teacher
 from .trainer import Group, Progress, Trainer
 

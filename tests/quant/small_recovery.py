@@ -38,7 +38,7 @@ class Small:
     store: Path
 
     def quantized(self, step: dict[str, Any] = RTN) -> QwenVL:
-        student = small_model(self.model.config.raw)
+        student = small_model(dict(self.model.config.raw))
         student.load_state_dict(self.model.state_dict())
         quantize_(student, Recipe.from_dict({"step": [step]}))
         return student.float()

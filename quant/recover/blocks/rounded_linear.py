@@ -43,6 +43,7 @@ class RoundedLinear(nn.Module):
     start: Tensor
     zero_points: Tensor
     scales: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,

@@ -29,9 +29,9 @@ def test_defaults_depend_on_what_is_trained() -> None:
 
 
 def test_teachers_have_weights_that_sum_to_one() -> None:
-    shares = Recover(params="norms", teachers=("self", "other"), weights=(1, 3)).teacher_shares
+    shares = Recover(params=("norms",), teachers=("self", "other"), weights=(1, 3)).teacher_shares
     assert shares == [("self", 0.25), ("other", 0.75)]
-    assert Recover(params="scales", targets="answers").teacher_shares == []
+    assert Recover(params=("scales",), targets="answers").teacher_shares == []
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def tune(**more: Any) -> tuple[Tuned, RoundedLinear]:
     mixing = torch.randn(6, 64, generator=generator)
     inputs = [torch.randn(20, 6, generator=generator) @ mixing for _ in range(24)]
     layer = RoundedLinear(rtn_by_rows(weight, QuantScheme(2, 32)), weight, None)
-    options = Recover(params="rounding", **{"steps": 60, "lr": 0.02, "batch": 4, **more})
+    options = Recover(params=("rounding",), **{"steps": 60, "lr": 0.02, "batch": 4, **more})
     tuner = BlockTuner(
         {"layer": layer},
         range(24),

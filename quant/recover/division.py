@@ -50,7 +50,8 @@ def divide(samples: Sequence[Sample], share: float) -> Division:
             "images, one of them for the held-out samples; give more samples"
         )
     ordered = sorted(members.values(), key=lambda group: _rank(samples[group[0]]))
-    wanted, held_out = max(1, round(share * len(samples))), []
+    wanted = max(1, round(share * len(samples)))
+    held_out: list[int] = []
     for group in ordered[:-1]:
         if len(held_out) >= wanted:
             break

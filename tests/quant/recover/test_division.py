@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from PIL import Image
 
 from vlpress.calib.samples.sample import Sample
-from vlpress.quant.recover.split import divide
+from vlpress.quant.recover.division import divide
 
 
 def sample(number: int, color: int | None = None) -> Sample:
-    parts = [{"type": "text", "text": f"question {number}"}]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": f"question {number}"}]
     if color is not None:
-        parts = [{"type": "image", "image": Image.new("RGB", (4, 4), (color, 0, 0))}, *parts]
+        parts: list[dict[str, Any]] = [
+            {"type": "image", "image": Image.new("RGB", (4, 4), (color, 0, 0))},
+            *parts,
+        ]
     return Sample([{"role": "user", "content": parts}], "answer", str(number))
 
 
