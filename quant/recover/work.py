@@ -24,12 +24,12 @@ from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
 from ...model.weight_files import digest_folder
 from ..checkpoint.loading import is_quantized, load_quantized, open_model
-from ..checkpoint.recovered import Replacing, write_recovered
 from ..checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from ..config import CalibrationOptions, ModelSettings
 from ..recipe.recover import NAME, SELF, Recover
 from ..resolve import Source, encode_samples, sample_length
 from .answers import FEATURES, Answers
+from .checkpoint import Replacing, write_recovered
 from .recovery import recover_
 from .teachers import Teacher, is_store, store_teacher
 

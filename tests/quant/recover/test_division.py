@@ -14,10 +14,7 @@ from vlpress.quant.recover.division import divide
 def sample(number: int, color: int | None = None) -> Sample:
     parts: list[dict[str, Any]] = [{"type": "text", "text": f"question {number}"}]
     if color is not None:
-        parts: list[dict[str, Any]] = [
-            {"type": "image", "image": Image.new("RGB", (4, 4), (color, 0, 0))},
-            *parts,
-        ]
+        parts.insert(0, {"type": "image", "image": Image.new("RGB", (4, 4), (color, 0, 0))})
     return Sample([{"role": "user", "content": parts}], "answer", str(number))
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ...common.lazy_tensor import TensorLike
 from ...model.loading import HEAD, stored_dtype
+from ..checkpoint.encoding import encode_layer
+from ..checkpoint.formats.format import Origin, float_tensor
+from ..checkpoint.model_card import base_of_card, write_model_card
+from ..checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from ..compressed_weight import CompressedWeight
 from ..methods.low_rank import LowRank
-from .encoding import encode_layer
-from .formats.format import Origin, float_tensor
-from .model_card import base_of_card, write_model_card
-from .safetensors_folder.reading import QuantizedCheckpoint
 
 
 @dataclass(frozen=True)
