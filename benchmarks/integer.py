@@ -4,7 +4,7 @@
 
 Quantizes each model to w8a8-static, verifies it (`vlpress verify --integer`), and verifies it again
 with one error planted in one layer's table: a multiplier, a shift, an output scale, and a bias.
-Errors in weights and in scales of a kernel are planted by tests/quant/integer/test_check.py. Writes
+Errors in weights and in scales of a kernel are planted by tests/quant/integer/test_integer_check.py. Writes
 results/integer.json and results/integer.md.
 """
 

@@ -114,8 +114,8 @@ def _none_found(name: str, others: Mapping[str, str]) -> str:
     counts = Counter(others.values())
     schemes = ", ".join(f"{label} in {count} layers" for label, count in counts.most_common())
     return (
-        f"{name}: no layer has int8 weights per row and static int8 activations (there are: "
-        f"{schemes}); give a checkpoint of the recipe w8a8-static"
+        f"{name}: no layer has int8 weights per row and static int8 activations (found: {schemes})"
+        "; give a checkpoint of the recipe w8a8-static"
     )
 
 
