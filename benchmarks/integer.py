@@ -3,9 +3,9 @@
     python benchmarks/integer.py [--models tiny tiny-outliers tiny3] [--samples 8]
 
 Quantizes each model to w8a8-static, verifies it (`vlpress verify --integer`), and verifies it again
-with one error planted in one layer's table: a multiplier, a shift, an output scale, and a bias.
-Errors in weights and in scales of a kernel are planted by tests/quant/integer/test_integer_check.py. Writes
-results/integer.json and results/integer.md.
+with an error planted in the table of each layer: a multiplier, a shift, an output scale, a bias.
+Errors in the weights and scales of a kernel are planted by
+tests/quant/integer/test_integer_check.py. Writes results/integer.json and results/integer.md.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class ModelDrafter:
 
     def begin(self, batch: Batch, hidden: Tensor, position: int) -> None:
         """See `Drafter.begin`; this model reads the prompt itself."""
-        features = None if self._features is None else [self._features]
-        prompts, features = self.model.reduce([self._prompt], features)
+        given = None if self._features is None else [self._features]
+        prompts, features = self.model.reduce([self._prompt], given)
         own = self.model.embed(prompts, features)
         self._cache = self.model.new_cache(1, len(prompts[0]) + RESERVED_TOKENS)
         self.model.model(own.embeds, own.position_ids, own.attention_mask(), self._cache, own.added)

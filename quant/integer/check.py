@@ -69,9 +69,9 @@ def choose_rows(inputs: Tensor, outputs: Tensor) -> Tensor:
         Inputs `[rows, K]`.
     """
     count = min(ROWS, len(inputs))
-    chosen = torch.linspace(0, len(inputs) - 1, count).round().long()
-    largest = outputs.abs().amax(-1).argmax().cpu()
-    return inputs[torch.cat([chosen, largest[None]]).unique().to(inputs.device)]
+    chosen = set(torch.linspace(0, len(inputs) - 1, count).round().long().tolist())
+    chosen.add(int(outputs.abs().amax(-1).argmax()))
+    return inputs[torch.tensor(sorted(chosen), device=inputs.device)]
 
 
 def check_layer(
@@ -115,8 +115,8 @@ def check_layer(
     exact, sizes = _float_outputs(sums, weight, bias)
     for name, kernel in kernels.items():
         outputs = saturated(np.rint(array(kernel(inputs)) / output_scale).astype(np.int64))
-        error = np.abs(array(kernel(inputs.float())) - exact)
-        result["kernels"][name] = _differences(levels, outputs, float((error / sizes).max()))
+        errors = np.abs(array(kernel(inputs.float())) - exact) / sizes
+        result["kernels"][name] = _differences(levels, outputs, float(errors.max()))
     result["agrees"] = all(entry["agrees"] for entry in result["kernels"].values())
     return result
 

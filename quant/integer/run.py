@@ -29,6 +29,7 @@ from ..checkpoint.verify import QuantizedBlocks
 from ..config import ModelSettings, VerifyOptions
 from ..methods.affine import QuantizedWeight
 from ..resolve import Source, encode_samples, sample_length
+from ..runtime.compressed_linear import CompressedLinear
 from .check import check_layer, choose_rows, kernels_of, measure_output_scale
 from .layer import IntegerLayer, is_static_w8a8
 
@@ -204,9 +205,9 @@ def _check(
     name: str, module: nn.Module, inputs: Tensor, table: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Check one layer on its inputs `[T, K]`."""
+    assert isinstance(module, CompressedLinear)
     weight, bias = module.quantized(), module.bias
     assert isinstance(weight, QuantizedWeight) and weight.input_scale is not None
-    assert bias is None or isinstance(bias, Tensor)
     kernels, reason = kernels_of(weight, bias)
     fastest = list(kernels.values())[-1]
     try:

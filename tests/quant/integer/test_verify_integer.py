@@ -38,13 +38,13 @@ def static(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("static")
     (folder / "recipe.toml").write_text(RECIPE)
     vlpress.quantize(
-        checkpoint, folder / "out", recipe=str(folder / "recipe.toml"), calib_samples=2
+        checkpoint, folder / "out", recipe=str(folder / "recipe.toml"), calib_samples=1
     )
     return folder / "out"
 
 
 def test_all_static_layers_agree(static: Path, tmp_path: Path) -> None:
-    result = call("--integer", static, "--calib-samples", "2", "-o", tmp_path / "table.json")
+    result = call("--integer", static, "--calib-samples", "1", "-o", tmp_path / "table.json")
     assert result.exit_code == 0, result.stderr
     assert "agree in integer arithmetic with the kernels" in result.stdout
     stored = json.loads((tmp_path / "table.json").read_text())
@@ -60,7 +60,7 @@ def test_all_static_layers_agree(static: Path, tmp_path: Path) -> None:
         assert {len(layer[k]) for k in ("multipliers", "shifts", "bias")} == {layer["out_features"]}
         assert all(2**30 <= m < 2**31 for m in layer["multipliers"])
     # The stored table agrees too; with another multiplier it does not.
-    arguments = "--integer", static, "--calib-samples", "2", "--table", tmp_path / "table.json"
+    arguments = "--integer", static, "--calib-samples", "1", "--table", tmp_path / "table.json"
     assert call(*arguments).exit_code == 0
     layer = stored["layers"][3]
     layer["multipliers"] = [max(2**30, m * 3 // 4) for m in layer["multipliers"]]
