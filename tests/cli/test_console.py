@@ -5,7 +5,14 @@ import sys
 from typing import Any
 
 from vlpress.cli.byte_bars import byte_lines
-from vlpress.cli.console import inspect_table, joined_experts, kernels_table, scores_table
+from vlpress.cli.console import (
+    drafts_line,
+    inspect_table,
+    joined_experts,
+    kernels_table,
+    scores_table,
+    verify_table,
+)
 
 
 def test_import_needs_neither_torch_nor_matplotlib() -> None:
@@ -102,3 +109,39 @@ def test_experts_share_a_row_of_the_plan() -> None:
         (f"{block}.*.up_proj (experts: 1)", "rtn int8", 8, 3),
         ("lm_head", "kept", 8, 3),
     ]
+
+
+def test_drafts_of_an_answer() -> None:
+    draft = {"name": "ngram", "passes": 5, "drafted": 8, "accepted": 2, "accepted_share": 0.25}
+    assert drafts_line({**draft, "tokens_per_pass": 1.4}) == (
+        "draft ngram: 2 of 8 drafts accepted (25.0%), 1.40 tokens per pass of the model"
+    )
+    nothing = {**draft, "drafted": 0, "accepted": 0, "accepted_share": None}
+    assert drafts_line(nothing) == "draft ngram: nothing was drafted in 5 passes"
+
+
+def test_layers_in_integer_arithmetic() -> None:
+    entry = {"largest_difference": 1, "differing": 0.02, "float_error": 1e-7, "agrees": True}
+    layer = {
+        "name": "model.layers.0.mlp.up_proj",
+        "in_features": 256,
+        "out_features": 128,
+        "rows": 65,
+        "shifts": [7, 11],
+        "problem": None,
+        "agrees": True,
+        "kernels": {"reference": entry, "avx2": {**entry, "largest_difference": 0}},
+    }
+    other = {**layer, "name": "b", "agrees": False, "kernels": {}, "problem": "overflow"}
+    result = {
+        "checkpoint": "out",
+        "layers": [layer, {**layer, "name": "a", "agrees": False}, other],
+        "skipped": ["visual.x"],
+        "others": {"lm_head": "float", "y": "float"},
+    }
+    text = verify_table(result)
+    assert "1 of 3 layers with static int8 activations agree" in text
+    assert "the kernels avx2, reference" in text
+    assert "7 to 11" in text and "DIFFERS" in text and "overflow" in text
+    assert "1 such layers are reached by no sample: visual.x" in text
+    assert "not verified, other linear layers: float (2)" in text

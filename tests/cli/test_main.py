@@ -68,6 +68,7 @@ def test_version_and_help() -> None:
     assert shown.exit_code == 0
     verbs = ("run", "plan", "quantize", "export", "pack", "unpack", "eval", "compare")
     for verb in (*verbs, "generate", "imatrix", "inspect", "recover", "teach"):
+    for verb in (*verbs, "generate", "imatrix", "inspect", "verify"):
         assert f"{verb} " in shown.stdout
         assert call(verb, "--help").exit_code == 0
 
@@ -105,6 +106,9 @@ def test_version_and_help() -> None:
         (["compare", "a", "-o", "out"], "Missing argument 'CANDIDATE...'"),
         (["generate", "CKPT", "hi", "--image", "no.png"], "no.png"),
         (["generate", "CKPT", "hi", "--top-p", "0"], "top_p 0.0: must be above 0"),
+        (["generate", "CKPT", "hi", "--draft", "mtp"], "has no module for multi-token prediction"),
+        (["generate", "CKPT", "hi", "--draft", "no"], "no: no such folder"),
+        (["verify", "CKPT"], "no check was named; give --integer"),
         (["inspect", "CKPT"], "no quantization found in config.json; give a quantized"),
         (["inspect", "nowhere"], "nowhere: no such folder"),
     ],
@@ -430,6 +434,9 @@ def test_generate_answers_about_an_image(checkpoint: Path, tmp_path: Path) -> No
     answer = parsed(call(*command, "--max-new-tokens", "5", "--json"))
     assert answer["tokens"] <= 5 and answer["prompt_tokens"] > len("What colour?")
     assert call(*command, "--max-new-tokens", "5").stdout == answer["answer"] + "\n"
+    drafted = call(*command, "--max-new-tokens", "5", "--draft", "ngram")
+    assert drafted.stdout == answer["answer"] + "\n"
+    assert drafted.stderr.splitlines()[-1].startswith("draft ngram: ")
     sampled = [
         parsed(call(*command, "--temperature", "5", "--seed", seed, "--json"))["answer"]
         for seed in ("1", "1", "2")
