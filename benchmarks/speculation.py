@@ -247,7 +247,7 @@ def compare_texts(options: argparse.Namespace) -> dict[str, Any]:
     lab, rows, header = Lab(options.work, options.drawings), [], provenance()
     store = options.work / (options.accept or commit())
     store.mkdir(parents=True, exist_ok=True)
-    for pair in PAIRS:
+    for pair in PAIRS[: options.pairs]:
         target, name = pair.target, pair.name.replace(" ", "_").replace(";", "").replace(",", "")
         base = target.name.replace(" ", "_").replace(",", "")
         references = resumed(
@@ -286,7 +286,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Measure tokens per second of the pairs in bf16, and the costs at the widths of 3B."""
     lab, rows, header = Lab(options.work, options.timed), [], provenance()
-    for pair in PAIRS:
+    for pair in PAIRS[: options.pairs]:
         if pair.target.dtype == "bf16" and not pair.target.free:
             rows.append({"target": pair.target.name, "draft": pair.draft, **time_pair(lab, pair)})
             print(rows[-1], flush=True)
@@ -490,6 +490,7 @@ def main() -> None:
     """Measure one part and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--drawings", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="the first ones only")
     parser.add_argument("--time", action="store_true", help="measure the speed, not the texts")
     parser.add_argument("--timed", type=int, default=16, help="drawings whose answers are timed")
     parser.add_argument("--layers", type=int, default=12, help="of the decoder with 3B's widths")
