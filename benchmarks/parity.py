@@ -15,6 +15,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tabulate import tabulate
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))  # its models and inputs are those of the tests
 
+import llava_models  # noqa: E402
 from reference_model import (  # noqa: E402
     CASES,
     build_reference,
@@ -42,6 +45,8 @@ from tiny_models import (  # noqa: E402
 )
 
 from vlpress.model.generation import generate  # noqa: E402
+from vlpress.model.loading import load_model  # noqa: E402
+from vlpress.model.processing.inputs import Prompt  # noqa: E402
 from vlpress.model.processing.processor import Processor  # noqa: E402
 from vlpress.model.qwen_vl import QwenVL  # noqa: E402
 
@@ -57,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [
         row
-        for family in FAMILIES
+        for family in (*FAMILIES, *llava_models.FAMILIES.values())
         for tied in (False, True)
         for row in compare(family, tied, options.seeds)
     ]
@@ -72,15 +77,13 @@ def main() -> None:
 def compare(family: str, tied: bool, seeds: int) -> list[dict[str, Any]]:
     """Return one row per kind of input, the worst of all seeds."""
     rows: dict[str, dict[str, Any]] = {}
+    is_llava = family in llava_models.FAMILIES.values()
     for seed in range(seeds):
-        model = make_random_model(config=make_tiny_config(family, tied=tied), seed=seed)
-        # The embeddings of placeholders, which a tied head shares, are replaced by features.
-        silence(model, model.config.placeholder_ids)
-        reference = build_reference(model)
-        with tempfile.TemporaryDirectory() as folder:
-            processor = Processor.from_folder(write_checkpoint_folder(Path(folder), model))
+        pair = (llava_pair if is_llava else qwen_pair)(family, tied, seed)
         for name in CASES:
-            measured = measure(model, reference, processor, name)
+            if is_llava and any(part["type"] == "video" for part in CASES[name]):
+                continue
+            measured = measure(pair, name)
             row = rows.setdefault(name, {"family": family, "tied": tied, "input": name})
             for key, value in measured.items():
                 worst = max if key not in ("greedy_equal", "smallest_spread") else min
@@ -88,19 +91,83 @@ def compare(family: str, tied: bool, seeds: int) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def measure(model: QwenVL, reference: Any, processor: Processor, name: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pair:
+    """A model of ours, and transformers' model of the same weights as functions of a prompt."""
+
+    model: QwenVL
+    processor: Processor
+    logits: Callable[[Prompt], torch.Tensor]
+    features: Callable[[Prompt], float]
+    """Difference of the features of all visuals; 0 if there are none."""
+
+
+def qwen_pair(family: str, tied: bool, seed: int) -> Pair:
+    """Make a random model of Qwen."""
+    model = make_random_model(config=make_tiny_config(family, tied=tied), seed=seed)
+    # The embeddings of placeholders, which a tied head shares, are replaced by features.
+    silence(model, model.config.placeholder_ids)
+    reference = build_reference(model)
+    with tempfile.TemporaryDirectory() as folder:
+        processor = Processor.from_folder(write_checkpoint_folder(Path(folder), model))
+    return Pair(
+        model,
+        processor,
+        lambda prompt: reference_logits(reference, prompt),
+        lambda prompt: features(model, reference, prompt),
+    )
+
+
+def llava_pair(family: str, tied: bool, seed: int) -> Pair:
+    """Make a random LLaVA; transformers reads the same files."""
+    from transformers import LlavaForConditionalGeneration
+
+    (text,) = (each for each, name in llava_models.FAMILIES.items() if name == family)
+    with tempfile.TemporaryDirectory() as name:
+        raw = llava_models.llava_config(text, tied=tied)
+        folder = llava_models.write_llava(Path(name), raw, seed=seed)
+        model, processor = load_model(folder, device="cpu"), Processor.from_folder(folder)
+        reference = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    silence(model, model.config.placeholder_ids)
+    silence_reference(reference, model.config.placeholder_ids)
+
+    def logits(prompt: Prompt) -> torch.Tensor:
+        inputs = {"pixel_values": llava_models.pixels(prompt)} if prompt.visuals else {}
+        with torch.no_grad():
+            whole: torch.Tensor = reference(input_ids=prompt.input_ids[None], **inputs).logits
+        return whole[0]
+
+    def features(prompt: Prompt) -> float:
+        if not prompt.visuals:
+            return 0.0
+        theirs = reference.model.get_image_features(llava_models.pixels(prompt)).pooler_output
+        ours = [each["hidden"] for each in model.encode(prompt.visuals)]
+        return relative(torch.cat(ours), torch.cat(list(theirs)))
+
+    return Pair(model, processor, logits, features)
+
+
+def silence_reference(reference: Any, tokens: list[int]) -> None:
+    """Let transformers' model never generate some tokens, as `silence`."""
+    with torch.no_grad():
+        reference.lm_head.weight[tokens] = 0
+
+
+def measure(pair: Pair, name: str) -> dict[str, Any]:
     """Compare one prompt."""
-    prompt = encode(processor, name)
-    expected = reference_logits(reference, prompt)
+    prompt = encode(pair.processor, name)
+    expected = pair.logits(prompt)
     with torch.no_grad():
         measured: dict[str, Any] = {
-            "logits": relative(model([prompt])[0], expected),
+            "logits": relative(pair.model([prompt])[0], expected),
             "smallest_spread": float((expected.max(-1).values - expected.min(-1).values).min()),
-            "features": features(model, reference, prompt),
+            "features": pair.features(prompt),
         }
-    [result] = generate(model, [prompt], max_new_tokens=TOKENS, stop_ids=(), return_logits=True)
+    [result] = generate(
+        pair.model, [prompt], max_new_tokens=TOKENS, stop_ids=(), return_logits=True
+    )
     tokens = torch.tensor(result.token_ids)
-    later = reference_logits(reference, continued(prompt, tokens))[len(prompt) - 1 : -1]
+    later = pair.logits(continued(prompt, tokens))[len(prompt) - 1 : -1]
     assert result.logits is not None
     measured["greedy_equal"] = int((later.argmax(-1) == tokens).long().cumprod(0).sum())
     measured["decode"] = relative(result.logits, later)

@@ -13,6 +13,8 @@ from tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 
+from vlpress.model.processing.inputs import Prompt
+
 IMAGE = "<image>"
 SIDE, PATCH = 56, 14
 TOKENS = (SIDE // PATCH) ** 2
@@ -165,6 +167,14 @@ def write_llava(
     else:
         write_llama_tokenizer(folder)
     return folder
+
+
+def pixels(prompt: Prompt) -> Tensor:
+    """Return the images of a prompt `[images, 3, height, width]`, made of their patches."""
+    rows = SIDE // PATCH
+    patches = torch.stack([each.patches for each in prompt.visuals])
+    cells = patches.unflatten(1, (rows, rows)).unflatten(-1, (3, PATCH, PATCH))
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def write_llama_tokenizer(folder: Path) -> None:

@@ -17,6 +17,7 @@ from llava_models import (
     SIDE,
     TOKENS,
     llava_config,
+    pixels,
     write_llava,
 )
 from PIL import Image
@@ -70,14 +71,6 @@ def messages(images: list[Image.Image], text: str = "What is it?") -> list[dict[
 
 def encode(pair: Pair, name: str) -> Prompt:
     return pair.processor.encode(messages(CASES[name], f"What about {name}?"))
-
-
-def pixels(prompt: Prompt) -> Tensor:
-    """Return images `[images, 3, height, width]`, made of the patches."""
-    rows = SIDE // 14
-    patches = torch.stack([each.patches for each in prompt.visuals])
-    cells = patches.unflatten(1, (rows, rows)).unflatten(-1, (3, 14, 14))
-    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def reference_logits(pair: Pair, prompt: Prompt) -> Tensor:

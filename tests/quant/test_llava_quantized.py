@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from blockwise_jobs import finish, job
-from llava_models import llava_config, random_tensors, write_llava
+from llava_models import llava_config, pixels, random_tensors, write_llava
 from reference_model import make_image
 from safetensors import safe_open
 from sequential_runs import run_sequential
@@ -294,9 +294,3 @@ def test_transformers_loads_compressed_tensors(name: str, naming: str, tmp_path:
 def canonical(name: str) -> str:
     """The name of a layer by that of a module of transformers."""
     return canonical_name(name.replace("vision_tower.", "vision_tower.vision_model."))
-
-
-def pixels(prompt: Prompt) -> Tensor:
-    patches = torch.stack([each.patches for each in prompt.visuals])
-    cells = patches.unflatten(1, (4, 4)).unflatten(-1, (3, 14, 14))
-    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

@@ -174,8 +174,9 @@ def test_style_of_a_family() -> None:
     assert default_prompt_style("qwen2_vl") == "vlmevalkit-qwen2"
     assert default_prompt_style("qwen2_5_vl") == "vlmevalkit-default"
     assert default_prompt_style("qwen3_vl") == "vlmevalkit-default"
-    with pytest.raises(ValueError, match="'llava'"):
-        default_prompt_style("llava")
+    assert default_prompt_style("llava") == "vlmevalkit-default"
+    with pytest.raises(ValueError, match="'llava_next'"):
+        default_prompt_style("llava_next")
     with pytest.raises(ValueError, match="'mine'"):
         find_prompt_style("mine")
 
