@@ -140,6 +140,7 @@ def _reference_style(reference: Path | None) -> str:
                 ("qwen2_5_vl", "Qwen2.5-VL"),
                 ("qwen3_vl", "Qwen3-VL"),
                 ("qwen3_5", "Qwen3.5"),
+                ("llava", "LLaVA-1.5"),
             )
         )
         raise ValueError(
