@@ -67,8 +67,7 @@ def test_version_and_help() -> None:
     shown = call("--help")
     assert shown.exit_code == 0
     verbs = ("run", "plan", "quantize", "export", "pack", "unpack", "eval", "compare")
-    for verb in (*verbs, "generate", "imatrix", "inspect", "recover", "teach"):
-    for verb in (*verbs, "generate", "imatrix", "inspect", "verify"):
+    for verb in (*verbs, "generate", "imatrix", "inspect", "recover", "teach", "verify"):
         assert f"{verb} " in shown.stdout
         assert call(verb, "--help").exit_code == 0
 
