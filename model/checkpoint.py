@@ -31,6 +31,15 @@ logger = logging.getLogger(__name__)
 PREFIXES = {
     "model.visual.": "visual.",
     "model.language_model.": "model.",
+    # Qwen-VL of 2023
+    "transformer.h.": "model.layers.",
+    "transformer.wte.": "model.embed_tokens.",
+    "transformer.ln_f.": "model.norm.",
+    "transformer.visual.transformer.resblocks.": "visual.blocks.",
+    "transformer.visual.attn_pool.": "visual.merger.",
+    "transformer.visual.ln_post.": "visual.merger.ln_post.",
+    "transformer.visual.proj": "visual.merger.proj",
+    "transformer.visual.": "visual.patch_input.",
     # LLaVA: `language_model.model.` in published files, `model.language_model.` in newer ones.
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",

@@ -132,7 +132,9 @@ def _token_ids(
     raw: Mapping[str, Any], reader: ConfigReader, vocab_size: int
 ) -> dict[str, int | None]:
     """Ids of the special tokens by field name, each below `vocab_size`; None: there is none."""
-    ids: dict[str, int | None] = parse(reader.tokens, raw, FILE, remedy=REMEDY).model_dump()
+    ids: dict[str, int | None] = parse(
+        reader.tokens, reader.token_keys(raw), FILE, remedy=REMEDY
+    ).model_dump()
     for name, token in ids.items():
         if token is not None and token >= vocab_size:
             raise ValueError(

@@ -32,7 +32,14 @@ from .llava_fields import (
     LlavaSection,
     LlavaTokenSection,
 )
-from .sizes import ExpertSizes, LinearAttentionSizes, TextConfig, VisionConfig
+from .qwen_v1_fields import (
+    IMAGE_PAD_OFFSET,
+    RESAMPLER_HEAD,
+    STORED_POSITIONS,
+    QwenV1TextSection,
+    QwenV1VisionSection,
+)
+from .sizes import ExpertSizes, LengthScaling, LinearAttentionSizes, TextConfig, VisionConfig
 
 FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
@@ -48,6 +55,8 @@ class ConfigReader:
     vision: Callable[[Raw], VisionConfig]
     text: Callable[[Raw], TextConfig]
     tokens: type[TokenSection] = Qwen2TokenSection
+    """Its keys are at the top level, or `token_keys` finds them."""
+    token_keys: Callable[[Raw], Raw] = lambda raw: raw
 
 
 def text_section(raw: Raw) -> tuple[Raw, str]:
@@ -282,6 +291,87 @@ def _input_major(raw: Raw) -> bool:
     return int(major) < 5
 
 
+def _qwen_v1_section(raw: Raw) -> QwenV1VisionSection:
+    if not isinstance(raw.get("visual"), Mapping):
+        raise ValueError(
+            f"{FILE}: model_type is 'qwen' without an object visual, as in the text models of "
+            "2023; give a Qwen-VL checkpoint"
+        )
+    return parse(QwenV1VisionSection, raw["visual"], FILE, "visual", remedy=REMEDY)
+
+
+def _qwen_v1_vision(raw: Raw) -> VisionConfig:
+    section = _qwen_v1_section(raw)
+    if not section.patches_per_query:
+        raise ValueError(
+            f"{FILE}: n_queries {section.n_queries} for images of {section.image_size} pixels in "
+            f"patches of {section.patch_size}; allowed: a square that divides the patches of both "
+            f"sides; {REMEDY}"
+        )
+    if section.out_hidden_size % RESAMPLER_HEAD:
+        raise ValueError(
+            f"{FILE}: output_dim {section.out_hidden_size} does not split into heads of "
+            f"{RESAMPLER_HEAD} channels; {REMEDY}"
+        )
+    if section.out_hidden_size == section.hidden_size:
+        raise ValueError(
+            f"{FILE}: output_dim and width are both {section.hidden_size}, for which the resampler "
+            f"has no kv_proj; that is not implemented; {REMEDY}"
+        )
+    return VisionConfig(
+        depth=section.depth,
+        hidden_size=section.hidden_size,
+        intermediate_size=int(section.hidden_size * section.mlp_ratio),
+        num_heads=section.num_heads,
+        out_hidden_size=section.out_hidden_size,
+        norm="layer",
+        hidden_act="gelu",
+        patch_size=section.patch_size,
+        temporal_patch_size=1,
+        spatial_merge_size=section.patches_per_query,
+        num_position_embeddings=STORED_POSITIONS,
+        image_size=section.image_size,
+        squeezed=True,
+    )
+
+
+def _qwen_v1_text(raw: Raw) -> TextConfig:
+    section = parse(QwenV1TextSection, raw, FILE, "", remedy=REMEDY)
+    heads, width = section.num_attention_heads, section.hidden_size
+    if section.kv_channels * heads != width:
+        raise ValueError(
+            f"{FILE}: hidden_size {width} is not num_attention_heads {heads} x kv_channels "
+            f"{section.kv_channels}; correct one of them"
+        )
+    if section.intermediate_size % 2 or section.kv_channels % 2 or section.kv_channels < 4:
+        raise ValueError(
+            f"{FILE}: intermediate_size {section.intermediate_size} and kv_channels "
+            f"{section.kv_channels}; allowed: even numbers, kv_channels at least 4; {REMEDY}"
+        )
+    return TextConfig(
+        vocab_size=section.vocab_size,
+        hidden_size=width,
+        intermediate_size=section.intermediate_size // 2,
+        num_hidden_layers=section.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=section.kv_channels,
+        rms_norm_eps=float(section.layer_norm_epsilon),
+        rope_theta=float(section.rotary_emb_base),
+        mrope_section=(section.kv_channels // 2, 0, 0),
+        mrope=False,
+        tie_word_embeddings=False,
+        max_position_embeddings=section.max_position_embeddings,
+        length_scaling=LengthScaling(
+            section.seq_length, section.use_dynamic_ntk, section.use_logn_attn
+        ),
+    )
+
+
+def _qwen_v1_tokens(raw: Raw) -> Raw:
+    return {"image_token_id": _qwen_v1_section(raw).image_start_id + IMAGE_PAD_OFFSET}
+
+
 READERS: dict[str, ConfigReader] = {
     "qwen2_vl": ConfigReader(_qwen2_vision, _qwen2_text),
     "qwen2_5_vl": ConfigReader(_qwen2_5_vision, _qwen2_text),
@@ -289,6 +379,7 @@ READERS: dict[str, ConfigReader] = {
     "qwen3_vl_moe": ConfigReader(_qwen3_vision, _qwen3_moe_text),
     "qwen3_5": ConfigReader(_qwen3_5_vision, _qwen3_5_text, Qwen35TokenSection),
     "qwen3_5_moe": ConfigReader(_qwen3_5_vision, _qwen3_5_moe_text, Qwen35TokenSection),
+    "qwen": ConfigReader(_qwen_v1_vision, _qwen_v1_text, TokenSection, _qwen_v1_tokens),
     "llava": ConfigReader(_llava_vision, _llava_text, LlavaTokenSection),
     "llava_qwen2": ConfigReader(_llava_vision, _llava_text, LlavaTokenSection),
 }

@@ -27,6 +27,7 @@ from .family_tables.qwen3_5 import QWEN3_5
 from .family_tables.qwen3_5_moe import QWEN3_5_MOE
 from .family_tables.qwen3_vl import QWEN3_VL
 from .family_tables.qwen3_vl_moe import QWEN3_VL_MOE
+from .family_tables.qwen_v1 import QWEN_V1
 from .family_tables.stage import Blocks, Checkpoints, Stage
 from .family_tables.table import EMBEDDING, SIDE_FILES, Family
 
@@ -56,7 +57,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         *(QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE),
-        *(LLAVA, LLAVA_QWEN2),
+        *(LLAVA, LLAVA_QWEN2, QWEN_V1),
     )
 }
 

@@ -9,7 +9,10 @@ from ..common.near_misses import did_you_mean, is_typo, near_misses, near_paths
 from .built_in import built_in_folder, built_in_names, find_built_in
 
 ALLOWED = f"a checkpoint folder, a hub id owner/name, {' or '.join(built_in_names())}"
-HUB_FILES = ("*.json", "*.safetensors", "*.safetensors.vlz", "*.txt", "*.jinja")
+HUB_FILES = (
+    *("*.json", "*.safetensors", "*.safetensors.vlz", "*.txt", "*.jinja"),
+    *("*.tiktoken", "*.py"),  # of Qwen-VL of 2023; its code is copied and never run
+)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 

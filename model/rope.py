@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .dynamic_ntk import scaled_positions
 from .processing.inputs import visual_mask
 from .sizes import TextConfig
 
@@ -34,6 +35,7 @@ def mrope_ids(
     grids: Sequence[tuple[int, int, int]],
     seconds_per_grid: Sequence[float],
     config: ModelConfig,
+    answer_tokens: int = 0,
 ) -> Tensor:
     """Compute the position ids of one prompt, int64 `[3, tokens]`.
 
@@ -43,6 +45,8 @@ def mrope_ids(
         seconds_per_grid: seconds per temporal patch; used for Qwen2.5-VL videos only.
         config: gives the token ids, the merge size, `tokens_per_second` and `separate_frames`, and
             whether the decoder has M-RoPE at all.
+        answer_tokens: number of tokens of the answer at the end, which do not count for what
+            follows from the prompt's length.
 
     Raises:
         ValueError: the placeholder tokens do not match the grids.
@@ -60,7 +64,7 @@ def mrope_ids(
             f"make {sum(counts)}; encode the text together with its visuals"
         )
     if not config.text.mrope:
-        return _text_ids(len(ids), 0)
+        return counted_ids(len(ids), config.text, answer_tokens)
     segments: list[Tensor] = []
     start = 0  # position id of the next segment
     cursor = 0  # index of the next token
@@ -83,6 +87,20 @@ def mrope_ids(
         cursor, consumed = first + count, consumed + count
     segments.append(_text_ids(len(ids) - cursor, start))
     return torch.cat(segments, dim=1)
+
+
+def counted_ids(tokens: int, config: TextConfig, answer_tokens: int = 0) -> Tensor:
+    """Count the tokens of a text, int64 `[3, tokens]`; see `dynamic_ntk.py` for long ones.
+
+    Args:
+        tokens: their number, answer included.
+        config: of the decoder.
+        answer_tokens: see `mrope_ids`.
+    """
+    ids = _text_ids(tokens, 0)
+    if config.length_scaling is None:
+        return ids
+    return scaled_positions(ids, tokens - answer_tokens, config.length_scaling)
 
 
 def _text_ids(length: int, start: int) -> Tensor:

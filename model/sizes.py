@@ -21,7 +21,7 @@ class VisionConfig:
     num_heads: int
     out_hidden_size: int  # width after the merger, equal to the decoder's hidden size
     norm: Literal["layer", "rms"]
-    hidden_act: Literal["quick_gelu", "silu", "gelu_pytorch_tanh"]
+    hidden_act: Literal["quick_gelu", "silu", "gelu_pytorch_tanh", "gelu"]
     in_channels: int = 3
     patch_size: int = 14  # pixels
     temporal_patch_size: int = 2  # frames
@@ -33,6 +33,7 @@ class VisionConfig:
     deepstack_visual_indexes: tuple[int, ...] = ()  # blocks whose outputs decoder layers receive
     separate_frames: bool = False  # text with the time precedes each temporal patch of a video
     image_size: int = 0  # pixels per side of every image; 0: images have any size
+    squeezed: bool = False  # images are scaled to that size without regard to their proportions
     norm_eps: float = 1e-6  # added to the variance in LayerNorm or the mean square in RMSNorm
     unused_layers: int = 0  # stored after the `depth` that run
 
@@ -87,6 +88,11 @@ class VisionConfig:
         return self.patch_size * self.spatial_merge_size
 
     @property
+    def grid_side(self) -> int:
+        """Patches per side of every image; 0: images have any size."""
+        return self.image_size // self.patch_size
+
+    @property
     def position_side(self) -> int:
         """Rows and columns of the position table; 0: there is none."""
         return math.isqrt(self.num_position_embeddings)
@@ -129,6 +135,15 @@ class YarnScaling:
 
     def _scale(self, weight: float) -> float:
         return 0.1 * weight * math.log(max(self.factor, 1.0)) + 1.0
+
+
+@dataclass(frozen=True)
+class LengthScaling:
+    """What a decoder does with tokens beyond the length of its training, see `dynamic_ntk.py`."""
+
+    trained_tokens: int  # length of the training
+    dynamic_ntk: bool  # a longer prompt raises the base of the rotary frequencies
+    logn: bool  # queries at later positions are scaled
 
 
 @dataclass(frozen=True)
@@ -206,6 +221,7 @@ class TextConfig:
     qkv_bias: bool = True  # of q_proj, k_proj and v_proj; o_proj has none
     qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
     yarn: YarnScaling | None = None
+    length_scaling: LengthScaling | None = None
     experts: ExpertSizes | None = None  # None: a dense decoder, with `intermediate_size`
     norm_offset: float = 0.0  # added to the weights of norms: 1 if they are stored zero-centred
     rotary_share: float = 1.0  # of the channels of a head that are rotated, the first ones

@@ -318,6 +318,9 @@ class TextModel(nn.Module):
         ValueError: the M-RoPE layout is not implemented.
     """
 
+    layer_class: type[nn.Module] = DecoderLayer
+    """Built from the sizes and the index of each layer; other decoders have their own."""
+
     def __init__(self, config: TextConfig, mrope_layout: MropeLayout) -> None:
         super().__init__()
         check_mrope_layout(mrope_layout)
@@ -328,7 +331,7 @@ class TextModel(nn.Module):
             nn.init.normal_(weight)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, index) for index in range(config.num_hidden_layers)
+            self.layer_class(config, index) for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 

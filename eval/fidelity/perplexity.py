@@ -23,6 +23,7 @@ from ...model.finite import NotFiniteError, check_finite
 from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
+from ...model.rope import counted_ids
 from ..answering.batches import OnProgress
 from ..answering.predictions import Record, open_shared, read_records
 from ..stats.statistics import mean_interval
@@ -151,7 +152,7 @@ def is_measured(text: str, processor: Processor, run_dir: Path) -> bool:
 @torch.inference_mode()
 def _compute_nll(model: QwenVL, ids: Tensor) -> float:
     """Return the negative log-likelihood in nats of all tokens but the first."""
-    prompt = Prompt(ids, torch.arange(len(ids)).expand(3, -1))
+    prompt = Prompt(ids, counted_ids(len(ids), model.config.text))
     logits = model([prompt], [[]])[0][:-1]
     check_finite(logits, "the scores along the text are", model)
     losses = F.cross_entropy(logits.float(), ids[1:].to(logits.device), reduction="none")

@@ -102,6 +102,7 @@ _FAMILY_COORDINATES = {
     "qwen3_vl_moe": "qwen3-vl",
     "qwen3_5": "qwen3-vl",
     "qwen3_5_moe": "qwen3-vl",
+    "qwen": "qwen2-vl",
 }
 
 

@@ -29,6 +29,7 @@ _FAMILY_STYLES = {
     "qwen3_5_moe": DEFAULT,
     "llava": DEFAULT,
     "llava_qwen2": DEFAULT,
+    "qwen": DEFAULT,
 }
 
 Content = list[dict[str, Any]]

@@ -159,6 +159,7 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
     return {
         "vision": vision.hidden_size,
         "vision_qkv": 3 * vision.hidden_size,
+        "vision_head": vision.head_dim,
         "vision_mlp": vision.intermediate_size,
         "merged": vision.hidden_size * vision.merge_unit,
         "hidden": text.hidden_size,
@@ -166,6 +167,7 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "head": text.head_dim,
         "q": text.num_attention_heads * text.head_dim,
         "gated_q": 2 * text.num_attention_heads * text.head_dim,
+        "qkv": (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim,
         "kv": text.num_key_value_heads * text.head_dim,
         "mlp": text.intermediate_size,
         "expert": text.experts.intermediate_size if text.experts else 0,

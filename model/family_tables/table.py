@@ -72,6 +72,10 @@ class Family:
     tower_modules: tuple[str, ...] = ("visual",)  # its names in files and engines
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
     chat: ChatFormat = QWEN
+    formats: tuple[str, ...] = ()  # of its quantized checkpoints, preferred first; empty: all
+    served: bool = True  # whether an engine of today has the family
+    # Pairs of a stage's path and how the names of its blocks end in files, if that is not the same.
+    file_paths: tuple[tuple[str, str], ...] = ()
     carried: tuple[Blocks, ...] = ()  # checkpoints hold their tensors, models have no such modules
     # Parts of tensors that the model does not compute with, by the start of their names.
     carried_parts: Callable[[ModelConfig], Mapping[str, Part]] = lambda config: {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +17,7 @@ class ChatFormat:
     end_of_turn: str = "<|im_end|>"  # follows an answer
     stops: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")  # each ends an answer
     default_template: str | None = None  # of checkpoints without one; None: there must be one
+    build_tokenizer: Callable[[Path], Any] | None = None  # of a folder; None: by transformers
     parts_only: bool = False  # templates read the content of messages as a list of parts only
     leading_tokens: bool = False  # prompts start with the tokens that the tokenizer puts first
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,7 +71,7 @@ class PixelSettings:
     def default(cls, vision: VisionConfig) -> PixelSettings:
         """Return the settings of a model without files."""
         if side := vision.image_size:
-            return cls(side**2, side**2, fixed=FixedSize(side, side))
+            return cls(side**2, side**2, fixed=FixedSize(side, None if vision.squeezed else side))
         return cls()
 
     @classmethod
@@ -89,6 +89,13 @@ class PixelSettings:
             FileNotFoundError: the folder has no preprocessor configuration.
             ValueError: the configuration requires another preprocessing, or has invalid values.
         """
+        if vision.squeezed:  # published folders have no file for it
+            default = cls.default(vision)
+            return replace(
+                default,
+                min_pixels=default.min_pixels if min_pixels is None else min_pixels,
+                max_pixels=default.max_pixels if max_pixels is None else max_pixels,
+            )
         section = read_section(folder)
         if vision.image_size:
             area = vision.image_size**2

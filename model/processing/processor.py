@@ -189,16 +189,16 @@ class Processor:
         if self.config.vision.separate_frames:
             text = write_times(text, [each.times for each in visuals if each.kind == "video"])
         input_ids = self._expand(self._tokenize_prompt(text), visuals)
-        answer_tokens = 0
+        appended = 0
         if answer is not None:
             # Tokenized separately: a merge across the boundary would change the prompt's tokens.
             answer_ids = self._tokenize_answer(answer, is_generated=answer_is_generated)
             input_ids = torch.cat([input_ids, answer_ids])
-            answer_tokens = len(answer_ids) if answer else 0
+            appended = len(answer_ids)
         grids = [visual.grid for visual in visuals]
         seconds = [visual.seconds_per_grid for visual in visuals]
-        positions = mrope_ids(input_ids, grids, seconds, self.config)
-        return Prompt(input_ids, positions, tuple(visuals), answer_tokens)
+        positions = mrope_ids(input_ids, grids, seconds, self.config, appended)
+        return Prompt(input_ids, positions, tuple(visuals), appended if answer else 0)
 
     def decode(self, token_ids: Iterable[int] | Tensor) -> str:
         """Convert token ids to text without special tokens."""

@@ -1,7 +1,7 @@
 """Loading of a checkpoint's tokenizer, with checks against the model's config.
 
-The tokenizer comes from the checkpoint through transformers' AutoTokenizer; nothing else of that
-library is used.
+The tokenizer comes from the checkpoint through transformers' AutoTokenizer, or from files of the
+family's own form (`ChatFormat.build_tokenizer`); nothing else of that library is used.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         FileNotFoundError: the folder has no tokenizer.
         ValueError: a file is unusable, or the tokenizer belongs to another model.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+    chat = family_of(config).chat
+    stored = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    if not stored and chat.build_tokenizer is None:
         raise FileNotFoundError(
             f"{folder}: no tokenizer.json and no vocab.json; "
             "give a folder with a complete checkpoint"
         )
-    chat = family_of(config).chat
     template = read_chat_template(folder, chat.default_template)
     try:
         tokenizer, ids, pieces = _open(folder, chat)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # of any type; a Rust panic is not a subclass of Exception
+        if chat.build_tokenizer is not None and isinstance(error, FileNotFoundError | ValueError):
+            raise  # they name the file that is not the one of other families
         raise _refusal(folder, error) from None
     _check_ids(folder, ids, pieces, config, chat)
     tokenizer.chat_template = template.text
@@ -54,15 +57,19 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
 
 def _open(folder: Path, chat: ChatFormat) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
     """Return the tokenizer, all its ids, and its encoding of the required tokens."""
+    tokenizer = _load(folder) if chat.build_tokenizer is None else chat.build_tokenizer(folder)
+    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in chat.required}
+    return tokenizer, tokenizer.get_vocab(), pieces
+
+
+def _load(folder: Path) -> Any:
     with without_collections():
         from transformers import AutoTokenizer
 
     # Without trust_remote_code=False, a folder with custom code opens a prompt on the terminal.
-    tokenizer = AutoTokenizer.from_pretrained(
+    return AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
-    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in chat.required}
-    return tokenizer, tokenizer.get_vocab(), pieces
 
 
 def _refusal(folder: Path, error: BaseException) -> ValueError:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ...model.checkpoint import CheckpointReader
+from ...model.config import ModelConfig
+from ...model.families import family_of
 from ...model.kv_quant.scales import KVScales
 from .formats.format import FLOATS, float_tensor
 
@@ -24,6 +26,18 @@ KEY, VALUE = "k_scale", "v_scale"
 KEYS = (KEY, "k_proj.k_scale", "k_proj.output_scale", "attn.k_scale", "kv_scale")
 VALUES = (VALUE, "v_proj.v_scale", "v_proj.output_scale", "attn.v_scale", "kv_scale")
 """Names below an attention module; the first is written, the first that exists is read."""
+
+
+def why_no_scales(config: ModelConfig) -> str | None:
+    """Return the reason that checkpoints of a model cannot hold scales, or None."""
+    family = family_of(config)
+    layer = f"self_attn.{ANCHOR.removesuffix('.weight')}"
+    if any(linear.name == layer for linear in family.decoder.linears):
+        return None
+    return (
+        f"kv_cache: engines look for its scales beside {layer}, which the family {family.name} has "
+        "not; leave the table out"
+    )
 
 
 def scale_names(layers: Iterable[int]) -> set[str]:

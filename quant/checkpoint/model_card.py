@@ -16,6 +16,7 @@ import yaml
 
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
+from ...model.families import family_of
 from ...model.token_reduction.table import describe_rule
 from ..prepare.result import KEY, prepared_record
 from ..recipe.adapter import ADAPTER, describe_adapter, holds_weights
@@ -32,6 +33,9 @@ BASE_KEY = "quantized_from"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENSE_KEYS = ("license", "license_name", "license_link")
 OUTCOMES = {"loads": "loads it", "refuses": "refuses it", "untested": "not tried"}
+NOT_SERVED = """## Use
+
+No engine of today loads this family; `vlpress generate` and `vlpress eval` do."""
 PLACE = "path/to/this/checkpoint"
 
 
@@ -88,7 +92,7 @@ def write_model_card(checkpoint: Path, base: Base, scores: str = "") -> None:
             _facts(opened.format.name, schemes, record),
             scores.strip(),
             _engines(support),
-            *_snippets(support),
+            *(_snippets(support) if family_of(contents.config).served else [NOT_SERVED]),
             *_adapter(opened.adapter, needed=holds_weights(record)),
         )
         if part

@@ -24,6 +24,7 @@ from ..checkpoint.formats.engines import engine_support
 from ..checkpoint.formats.format import Format
 from ..checkpoint.formats.packing import VALUES
 from ..checkpoint.formats.table import AUTO, find_format
+from ..checkpoint.kv_scales import why_no_scales
 from ..driver.padding import Padding, choose_padding, pad_model_, padded_config, padded_layers
 from ..prepare.planning import PlannedPreparation, float_parts, plan_preparations
 from ..recipe.adapter import ADAPTER
@@ -352,6 +353,8 @@ def _plan(
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
     if embedding is not None:
         schemes[EMBEDDING] = embedding.scheme
+    if recipe.kv_cache is not None and (reason := why_no_scales(config)):
+        raise ValueError(f"recipe {recipe.name}: {reason}")
     contents = Contents(padded, schemes, kv_cache=recipe.kv_cache, carried=carried.layers)
     written, _ = find_format(contents, AUTO if recipe.is_float else format)
     itemsize = kind.itemsize

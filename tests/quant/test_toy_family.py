@@ -27,6 +27,7 @@ from vlpress.model.families import (
 )
 from vlpress.model.generation import generate
 from vlpress.model.loading import load_model
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import load_quantized
 from vlpress.quant.checkpoint.verify import first_tokens
@@ -104,7 +105,7 @@ TABLES = (
 
 
 def test_every_field_of_the_tables_has_a_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processor: Processor
 ) -> None:
     """Nothing in a table may be ignored, so a run from plan to answer must read every field."""
     seen: set[tuple[str, str]] = set()
@@ -122,6 +123,7 @@ def test_every_field_of_the_tables_has_a_reader(
         monkeypatch.setattr(table, "__getattribute__", record)
     for name in ("smoothed", "scaled"):
         test_from_plan_to_answer(tmp_path / name, name)
+    Processor(toy_config(), processor.tokenizer)
     plan = make_plan(
         toy_config(tied=False), Recipe.from_dict({"name": "test", "step": STEPS["solved"]})
     )

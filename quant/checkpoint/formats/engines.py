@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ....model.families import Part
+from ....model.families import FAMILIES, Part
 from ...recipe.grids import GRIDS
 from ...recipe.scheme import QuantScheme, Scheme, TableScheme
 from .contents import Contents
@@ -85,6 +85,8 @@ class Support:
         """Convert to plain data for JSON."""
         return asdict(self)
 
+
+NOT_SERVED = "no engine of today has this family"
 
 GPTQS = ("gptq", "gptq_v2")
 TENSORS = ("compressed-tensors",)
@@ -235,6 +237,8 @@ def _support(
     rules = [_first_rule(engine, format, *layer) for layer in layers]
     if family not in engine.families:
         note = f"tried with {', '.join(engine.families)}"
+        if not FAMILIES[family].served:
+            note = NOT_SERVED
         unknown = Rule("untested", (format,), note=note)
         rules = [unknown if rule.outcome == "loads" else rule for rule in rules]
     outcomes: list[Outcome] = [rule.outcome for rule in rules]

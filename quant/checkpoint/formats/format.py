@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ....common.lazy_tensor import TensorLike
 from ....model.checkpoint import CheckpointReader
-from ....model.families import LinearSpec
+from ....model.families import LinearSpec, family_of
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import QuantScheme, Scheme
@@ -136,6 +136,12 @@ class Format(Protocol):
 
 def refusal(format: Format, contents: Contents) -> str | None:
     """Return the reason that a format cannot hold the contents, or None."""
+    family = family_of(contents.config)
+    if family.formats and format.name not in family.formats:
+        return (
+            f"no program reads the family {family.name} as {format.name}; allowed: "
+            f"{', '.join(family.formats)}"
+        )
     if names := contents.where(lambda _, scheme: scheme.kind not in format.kinds):
         kind = contents.schemes[names[0]].kind
         return (

@@ -110,13 +110,13 @@ def layer_patterns(
 
 
 def _path(family: Family, stage: Blocks) -> tuple[str, str]:
-    """Return the escaped path of a stage's blocks before and after their index.
+    """Return the escaped path of a stage's blocks in files, before and after their index.
 
     The prefix `model.` is left out, as not every naming has it, and so is `visual.` in families
     whose files call the tower by other names.
     """
     root = "model" if "visual" in family.tower_modules else "(model|visual)"
-    path = re.sub(rf"^{root}\.", "", stage.path)
+    path = re.sub(rf"^{root}\.", "", dict(family.file_paths).get(stage.path, stage.path))
     before, _, after = (re.escape(part) for part in path.partition("{}"))
     return before, after
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ....model.families import family_of
 from ..safetensors_folder.folder_format import FolderFormat
 from .awq import AWQ
 from .compressed_tensors import CompressedTensors
@@ -24,7 +25,7 @@ FORMATS: dict[str, Format] = {
 AUTO = "auto"
 """Selects the first of `PREFERRED` that can hold the contents."""
 PREFERRED = ("compressed-tensors", "gptq")
-"""The format that most engines load comes first, see `engines.py`."""
+"""The format that most engines load comes first, see `engines.py`; a family may have its own."""
 
 
 def format_of(config: Mapping[str, Any]) -> FolderFormat:
@@ -60,13 +61,14 @@ def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
         return FORMATS[name], ""
     reasons: list[str] = []
     kinds = {scheme.kind for scheme in contents.schemes.values()}
-    for candidate in PREFERRED:
+    preferred = family_of(contents.config).formats or PREFERRED
+    for candidate in preferred:
         reason = refusal(FORMATS[candidate], contents)
         if reason is None:
             return FORMATS[candidate], "; ".join(reasons)
         reasons.append(f"format {candidate}: {reason}")
-    suited = [name for name in PREFERRED if kinds <= set(FORMATS[name].kinds)]
-    return FORMATS[(suited or PREFERRED)[-1]], "; ".join(reasons)
+    suited = [name for name in preferred if kinds <= set(FORMATS[name].kinds)]
+    return FORMATS[(suited or preferred)[-1]], "; ".join(reasons)
 
 
 def choose_format(contents: Contents, name: str = AUTO) -> Format:

@@ -1,0 +1,1 @@
+"""Modules of Qwen-VL of 2023: tower, resampler, decoder."""
