@@ -93,12 +93,15 @@ class Pair:
 PAIRS = (
     *(Pair(Target("tiny"), draft) for draft in ("w4a16", "ngram")),
     *(Pair(Target("tiny", "w4a16"), draft) for draft in ("w3a16", "ngram")),
-    *(Pair(Target("tiny", dtype="fp32"), draft) for draft in ("w4a16", "ngram")),
-    *(Pair(Target("tiny3.5"), draft) for draft in ("mtp", "w4a16", "ngram")),
-    *(Pair(Target("tiny3.5", "w4a16"), draft) for draft in ("mtp", "ngram")),
+    Pair(Target("tiny", dtype="fp32"), "w4a16"),
+    Pair(Target("tiny3.5"), "mtp"),
+    Pair(Target("tiny", free=True), "w4a16"),
+    Pair(Target("tiny3.5", "w4a16"), "mtp"),
+    Pair(Target("tiny", dtype="fp32", free=True), "w4a16"),
+    Pair(Target("tiny", dtype="fp32"), "ngram"),
+    *(Pair(Target("tiny3.5"), draft) for draft in ("w4a16", "ngram")),
+    Pair(Target("tiny3.5", "w4a16"), "ngram"),
     *(Pair(Target("tiny3.5", dtype="fp32"), draft) for draft in ("mtp", "w4a16")),
-    *(Pair(Target("tiny", dtype="fp32", free=True), draft) for draft in ("w4a16", "ngram")),
-    *(Pair(Target("tiny", free=True), draft) for draft in ("w4a16", "ngram")),
 )
 
 
