@@ -5,7 +5,7 @@
 Tokens are counted on the questions and answers of drawings with another seed than those of the
 benchmarks. Every row is a checkpoint, evaluated against the original question by question: pruned
 to several sizes, pruned to one of them without counts (`by merge order`), and the unpruned model
-with two layers in int8, which saves more bytes than that. Divergences of pruned models are over the
+with two layers in int8, which saves about as many bytes. Divergences of pruned models are over the
 common tokens. Bytes of published sizes are computed from their configs. `--work` keeps checkpoints
 and answers, so that an interrupted run resumes. Writes results/vocabulary.json,
 results/vocabulary.md, and the tables between the marks of docs/vocabulary.md. Nothing is timed.
@@ -42,7 +42,7 @@ SIZES: tuple[int | None, ...] = (None, 896, 640, 384)
 UNCOUNTED = 640
 """Size that is also reached without counts."""
 LAYERS = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up")]
-"""Rounded to 8 bits, they save more bytes than that size: the embedding of the built-in models is
+"""Rounded to 8 bits, they save about as many bytes as that size: the embedding of the built-in models is
 their head too, which no engine takes rounded."""
 PUBLISHED: dict[str, Callable[[], dict[str, Any]]] = {
     "Qwen2.5-VL-3B": partial(config_of, "qwen2_5", "3b"),
