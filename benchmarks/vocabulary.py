@@ -42,8 +42,8 @@ SIZES: tuple[int | None, ...] = (None, 896, 640, 384)
 UNCOUNTED = 640
 """Size that is also reached without counts."""
 LAYERS = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up")]
-"""Rounded to 8 bits, they save about as many bytes as that size: the embedding of the built-in models is
-their head too, which no engine takes rounded."""
+"""Rounded to 8 bits, they save about as many bytes as that size. The embedding of the built-in
+models is their head too, which no engine takes rounded."""
 PUBLISHED: dict[str, Callable[[], dict[str, Any]]] = {
     "Qwen2.5-VL-3B": partial(config_of, "qwen2_5", "3b"),
     "Qwen2.5-VL-7B": partial(config_of, "qwen2_5", "7b"),
