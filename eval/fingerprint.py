@@ -85,7 +85,7 @@ def run_fingerprint(
         decoding: of the answers.
     """
     quantization = model.config.raw.get("quantization_config")
-    reduction = describe_reduction(model)
+    reduction, fixed = describe_reduction(model), processor.settings.fixed
     vocabulary = None if source is None else PrunedVocabulary.of(source)
     adapter: dict[str, Any] | str | None = describe_adapter(model)
     if adapter is None and source is not None and has_adapter(source):
@@ -97,6 +97,7 @@ def run_fingerprint(
             "mean": list(processor.settings.mean),
             "std": list(processor.settings.std),
             "rescale": processor.settings.rescale_factor,
+            **({} if fixed is None else {"fixed": list(fixed.fields)}),
         },
         TEXT: identify_tokenizer(processor.tokenizer, processor.stop_ids),
         "generation": decoding.describe(),

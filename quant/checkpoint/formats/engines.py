@@ -178,7 +178,7 @@ ENGINES = (
             ),
             Rule("untested", (*GPTQS, "awq"), note="asks for optimum and gptqmodel"),
         ),
-        families=("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
+        families=("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "llava", "llava_qwen2"),
     ),
     Engine(
         "GPTQModel",
