@@ -93,6 +93,7 @@ def parse(
         parser.error("MODEL and --data-root are needed; --dry-run tries the script without them")
     options.name = "dry_run" if options.dry_run else Path(options.model).name
     options.work = options.work or Path("out") / "real_model" / options.name
+    defaults: tuple[Any, ...]
     if options.dry_run:
         defaults = ("tiny", options.work / "data", DRY_LIMIT, DRY_SAMPLES, "model", 0, options.work)
     else:

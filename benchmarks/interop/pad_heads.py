@@ -91,7 +91,7 @@ def pad_tensor(name: str, tensor: Tensor, keys: int, widths: tuple[int, int], wi
 
 def pad_axis(tensor: Tensor, axis: int, old: int, width: int) -> Tensor:
     """Append zeros to every run of `old` entries along an axis, so that it has `width` entries."""
-    split = tensor.unflatten(axis, (-1, old))
+    split = tensor.unflatten(axis, (-1, old))  # type: ignore[no-untyped-call]
     shape = [*split.shape]
     shape[axis + 1] = width - old
     added = torch.zeros(shape, dtype=tensor.dtype)

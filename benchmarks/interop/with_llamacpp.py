@@ -161,7 +161,8 @@ def gelu_of_ggml() -> Iterator[None]:
 
 def write_questions(processor: Processor, path: Path) -> dict[str, Prompt]:
     """Write questions about single drawings for the engine; return our prompts for them."""
-    rows, prompts = {}, {}
+    rows: dict[str, Any] = {}
+    prompts: dict[str, Prompt] = {}
     for sample in load_samples(None, n=4 * QUESTIONS, seed=SEED):
         content = sample.messages[0]["content"]
         images = [part["image"] for part in content if part["type"] == "image"]

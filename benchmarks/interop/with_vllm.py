@@ -86,7 +86,7 @@ def round_asymmetric(x: Tensor) -> Tensor:
 def use_asymmetric_inputs(model: QwenVL) -> None:
     """Replace the quantized layers of a model by `AsymmetricInputs`."""
     for decoder_layer in model.model.layers:
-        decoder_layer.fused_layer = None
+        decoder_layer.fused_layer = None  # type: ignore[assignment]
     for name, layer in quantized_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, AsymmetricInputs(layer))
@@ -175,7 +175,8 @@ def other_rows(worker: Worker, options: argparse.Namespace) -> list[AnswerRow]:
     wide = make_wide_model(options.made / "wide" / "source")
     rows += jobs.ask(worker, wide, WIDE_CASES, options.made / "wide", options.work)
     served = options.made / CT / "w4a16"
-    return rows + over_http.compare(worker, SERVED, served, options.work, rows[0].version)
+    rows += over_http.compare(worker, SERVED, served, options.work, rows[0].version)
+    return rows
 
 
 def make_worker(work: Path) -> Worker:

@@ -126,7 +126,7 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
     """Specialize arguments as Triton's launcher does: equal to 1, divisible by 16, constant."""
     names = launch.kernel.arg_names
     values = dict(zip(names, launch.arguments, strict=False))
-    options = {}
+    options: dict[str, Any] = {}
     for name, value in launch.keywords.items():
         (values if name in names else options)[name] = value
     signature, constants, attributes = {}, {}, {}

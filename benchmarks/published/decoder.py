@@ -216,4 +216,5 @@ def llama_of(gguf: GGUF) -> LlamaForCausalLM:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing not in ([], ["lm_head.weight"]) or unexpected:
         raise ValueError(f"missing {missing}, unexpected {unexpected}")
-    return model.eval()
+    model.train(mode=False)
+    return model

@@ -45,7 +45,8 @@ def load(folder: Path) -> tuple[BertModel, Encode]:
     """Load the encoder in float32, and its tokenizer, which truncates to `WINDOW` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = BertModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    return model.eval(), lambda text: tokenizer.encode(text, truncation=True, max_length=WINDOW)
+    model.train(mode=False)
+    return model, lambda text: tokenizer.encode(text, truncation=True, max_length=WINDOW)
 
 
 @torch.inference_mode()
@@ -102,12 +103,18 @@ def _alone(
             fitted, tested = (
                 _hessian(_inputs_of(layer, names, states)) for states in (hidden, unseen)
             )
-            weights = [layer.get_submodule(name).weight.detach() for name in names]
+            weights = [_weight(layer, name) for name in names]
             candidates = [_quantize(weight, fitted, scheme, method) for weight in weights]
             error = relative_error(weights, candidates, tested)
             errors.setdefault(group, []).append(error)
         hidden, unseen = _run(layer, hidden), _run(layer, unseen)
     return errors
+
+
+def _weight(layer: nn.Module, name: str) -> Tensor:
+    linear = layer.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear.weight.detach()
 
 
 def _in_sequence(
@@ -124,11 +131,10 @@ def _in_sequence(
                 hessian = _hessian(seen)
                 cross = _cross(seen, _inputs_of(source, names, original))
             for name in names:
-                linear = layer.get_submodule(name)
-                weight = linear.weight.detach()
+                weight = stored = _weight(layer, name)
                 if method == "gptaq" and hessian is not None and cross is not None:
                     weight = asymmetric_target(weight, weight @ cross, prepare_hessian(hessian))
-                linear.weight.data.copy_(_quantize(weight, hessian, scheme, method))
+                stored.copy_(_quantize(weight, hessian, scheme, method))
         original, hidden = _run(source, original), _run(layer, hidden)
 
 
@@ -167,7 +173,7 @@ def _inputs_of(layer: nn.Module, names: Sequence[str], hidden: Tensor) -> list[T
 @torch.inference_mode()
 def _run(layer: nn.Module, hidden: Tensor) -> Tensor:
     """Run one layer on windows of equal length, which need no mask."""
-    return torch.cat([_first(layer(batch)) for batch in hidden.split(BATCH)])
+    return torch.cat([_first(layer(batch)) for batch in torch.split(hidden, BATCH)])
 
 
 def _first(output: Any) -> Tensor:

@@ -120,7 +120,7 @@ def read(path: Path) -> str:
         return ""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
-    return "\n\n".join(text for node in nodes if (text := ast.get_docstring(node)))
+    return "\n\n".join(doc for node in nodes if (doc := ast.get_docstring(node)))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -145,7 +145,7 @@ def installed_files() -> Iterator[tuple[Document, Path]]:
 
     The documents have no hash yet.
     """
-    files = {}
+    files: dict[str, tuple[Document, Path]] = {}
     for distribution in distributions():
         name = distribution.metadata["Name"].lower()
         for file in distribution.files or () if name != OURS else ():

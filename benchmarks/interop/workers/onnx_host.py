@@ -66,7 +66,9 @@ class Host:
         """Compute the logits of all tokens of a prompt, float32 [S, vocab]; pads come after it."""
         inputs = self.text_inputs(ids, positions, features, pads)
         index = np.arange(len(ids), dtype=np.int64)[None]
-        return self.run(TEXT, {**inputs, "logits_index": index, **self._empty()})["logits"][0]
+        outputs = self.run(TEXT, {**inputs, "logits_index": index, **self._empty()})
+        logits: Array = outputs["logits"][0]
+        return logits
 
     def text_inputs(
         self, ids: Array, positions: Array, features: Mapping[str, Array], pads: int = 0
@@ -88,8 +90,8 @@ class Host:
             for name, values in features.items():
                 added.get(name, embeds)[0, visual] = values
         cos, sin = text_angles(about, positions)
-        values = {"inputs_embeds": embeds, "cos": cos, "sin": sin, **added}
-        padded = {name: np.pad(v, ((0, 0), (0, pads), (0, 0))) for name, v in values.items()}
+        inputs = {"inputs_embeds": embeds, "cos": cos, "sin": sin, **added}
+        padded = {name: np.pad(v, ((0, 0), (0, pads), (0, 0))) for name, v in inputs.items()}
         padded["cos"][:, len(ids) :] = 1
         mask = np.pad(np.ones((1, len(ids)), np.int64), ((0, 0), (0, pads)))
         return {**padded, "attention_mask": mask}

@@ -66,15 +66,17 @@ def multiply(
 
 def register() -> torch.library.Library:
     """Define the operator; it exists while the returned library does."""
-    library = torch.library.Library("_C", "FRAGMENT")
-    library.define(SCHEMA)
-    library.impl("cpu_gemm_wna16", multiply, "CPU")
-    library.impl("cpu_gemm_wna16", lambda *_: None, "Meta")
+    library = torch.library.Library("_C", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(SCHEMA)  # type: ignore[no-untyped-call]
+    library.impl("cpu_gemm_wna16", multiply, "CPU")  # type: ignore[no-untyped-call]
+    library.impl("cpu_gemm_wna16", lambda *_: None, "Meta")  # type: ignore[no-untyped-call]
     return library
 
 
 def replace() -> torch.library.Library:
     """Replace the operator's implementation, which exists, while the returned library does."""
-    library = torch.library.Library("_C", "IMPL")
-    library.impl("cpu_gemm_wna16", multiply, "CPU", allow_override=True)
+    library = torch.library.Library("_C", "IMPL")  # type: ignore[no-untyped-call]
+    library.impl(  # type: ignore[no-untyped-call]
+        "cpu_gemm_wna16", multiply, "CPU", allow_override=True
+    )
     return library

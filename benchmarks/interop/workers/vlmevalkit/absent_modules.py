@@ -8,7 +8,7 @@ an error, so that no result can come from it. A module that is installed is neve
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -54,7 +54,7 @@ class Absent:
 class AbsentModule(ModuleType):
     """A module that is not installed."""
 
-    __path__: Sequence[str] = ()
+    __path__: MutableSequence[str] = []  # noqa: RUF012  # never changed
 
     def __getattr__(self, name: str) -> Absent:
         if name.startswith("__"):
