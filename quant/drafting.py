@@ -87,5 +87,4 @@ def open_drafter(
         return ModelDrafter(draft.load(), own, model.config.text.vocab_size)
     if name == MTP:
         return MtpDrafter(model, open_predictor(source.folder, model))
-    placeholders = {model.config.image_token_id, model.config.video_token_id}
-    return NgramDrafter(prompt.input_ids.tolist(), placeholders)
+    return NgramDrafter(prompt.input_ids.tolist(), model.config.placeholder_ids)

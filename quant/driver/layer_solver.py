@@ -243,7 +243,7 @@ class QuantizationRun:
             tuple(self.transforms.reports),
             frozenset(self.transforms.changed),
             cache_layers,
-            tuple(self.tuned.values()),
+            tuned=tuple(self.tuned.values()),
         )
 
     def _check_activations(self, name: str, largest: float) -> None:

@@ -19,8 +19,8 @@ from ...calib.samples.sample import Sample
 from ...calib.samples.sources import check_source, open_source
 from ...common.text_files import decode_utf8
 from ...model.processing.chat import split_messages
+from ...model.processing.chat_format import QWEN
 from ...model.processing.chat_templates import render_chat
-from ...model.processing.tokenizer import END_OF_TURN
 
 HELD_OUT = 10
 """One piece of this many is held out."""
@@ -122,7 +122,7 @@ def sample_pieces(samples: Iterable[Sample], tokenizer: Any) -> Iterator[str]:
     for sample in samples:
         messages, _ = split_messages(sample.messages)
         text = render_chat(tokenizer, messages, add_generation_prompt=True)
-        yield f"{text}{sample.answer}{END_OF_TURN}" if sample.answer else text
+        yield f"{text}{sample.answer}{QWEN.end_of_turn}" if sample.answer else text
 
 
 def template_pieces(template: str) -> list[str]:

@@ -60,7 +60,7 @@ def picture_prompt(processor: Processor) -> Prompt:
 
 def loaded(family: str, seed: int = 0) -> QwenVL:
     model = make_random_model(family, seed=seed)
-    silence(model, [model.config.image_token_id, model.config.video_token_id])
+    silence(model, model.config.placeholder_ids)
     return model
 
 
@@ -129,7 +129,7 @@ def test_an_answer_ends_where_it_ends_without_drafts(processor: Processor) -> No
 def mtp_model() -> tuple[QwenVL, MultiTokenPredictor]:
     config = make_tiny_config("qwen3_5", text={"mtp_num_hidden_layers": 1})
     model = make_random_model(config=config)
-    silence(model, [model.config.image_token_id, model.config.video_token_id])
+    silence(model, model.config.placeholder_ids)
     torch.manual_seed(5)
     predictor = MultiTokenPredictor(model.config.text)
     for parameter in predictor.parameters():

@@ -154,7 +154,7 @@ def test_masks_have_a_budget_of_kept_weights(family: str) -> None:
     assert {choice.mask for group in decoder for choice in group.choices} == set(masks)
     losses = [
         [
-            sum(1 - c.mask.keep for c in [choice] if c.mask) + random.Random(n).random()
+            random.Random(n).random() + (1 - float(choice.mask.keep) if choice.mask else 0)
             for choice in g.choices
         ]
         for n, g in enumerate(space.groups)
