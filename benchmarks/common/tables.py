@@ -38,6 +38,12 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
         "output rows that use rounding to nearest as a fallback, because its error was smaller.",
     ]
+    if any("minus_unrotated" in row for m in results["models"].values() for row in m["rows"]):
+        lines += [
+            "",
+            "Rotated rows have the paired 95 % interval of their KL minus that of the same method "
+            "without rotation; those with SmoothQuant of one input, minus that of all inputs.",
+        ]
     for name, model in results["models"].items():
         for scope in dict.fromkeys(row["scope"] for row in model["rows"]):
             rows = [row for row in model["rows"] if row["scope"] == scope]
