@@ -426,7 +426,7 @@ class TrainingOptions(Options):
     ] = None
     lr: Annotated[
         float | None,
-        Option("Learning rate, relative to the values.", minimum=0.0, default_text="0.005"),
+        Option("Learning rate, relative to the values.", minimum=0.0, default_text="the kind's"),
     ] = None
     batch: Annotated[int | None, Option("Samples per step.", minimum=1, default_text="16")] = None
 

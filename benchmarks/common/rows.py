@@ -103,8 +103,8 @@ RECOVERED: dict[str, dict[str, Any]] = {
 }
 """Integers in decoder layers that training recovers afterwards; measured on request."""
 RECOVERIES: dict[str, dict[str, Any]] = {
-    "scales": {"params": "scales"},
-    "scales,norms": {"params": ["scales", "norms"]},
+    "scales": {"params": "scales", "samples": 4096, "epochs": 1},
+    "scales,norms": {"params": ["scales", "norms"], "samples": 4096, "epochs": 1},
     "rounding": {"params": "rounding"},
     "freeze": {"params": "rounding", "freeze": [0.5, 0.75, 0.875, 1.0]},
 }

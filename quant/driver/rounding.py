@@ -54,9 +54,6 @@ def tune_block(run: QuantizationRun, block: CalibrationBlock) -> TunedBlock | No
 
     Returns:
         None if no layer of the block can be tuned.
-
-    Raises:
-        ValueError: the loss is not finite.
     """
     options = run.recipe.recover
     assert options is not None

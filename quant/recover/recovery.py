@@ -64,7 +64,7 @@ def recover_(
         teachers: stores that cover the samples, and the weight of each; none for answers as
             targets.
         stored: dtype in which the checkpoint stores float tensors; default the model's.
-        folder: where an interrupted training goes on; None: nowhere.
+        folder: where the state of the training is kept, to resume it; None: nowhere.
         features: where features of images are kept; default in memory.
         update: called with finished steps.
 

@@ -100,7 +100,7 @@ class Trainer:
         return math.ceil(len(self._samples) / self._batch)
 
     def train(self, update: Update) -> Progress:
-        """Train, or go on with it; the parameters are then those of the best epoch.
+        """Train, or resume; the parameters are then those of the best epoch.
 
         Raises:
             ValueError: a loss is not finite.

@@ -1,6 +1,6 @@
 """Recovery from folder to folder: store the teachers, train, write the checkpoint.
 
-Everything is kept in a work folder until the result is complete; an interrupted recovery goes on
+Everything is kept in a work folder until the result is complete; an interrupted recovery resumes
 there and ends in the same bytes.
 """
 

@@ -1,10 +1,8 @@
 """A linear layer whose integers are trained around a solver's solution.
 
-SignRound (Cheng et al., arXiv 2309.05516, section 3): a weight is `s round(w / s + V)` with a
-trained V from -0.5 to 0.5 and a trained factor on the scale. Here V starts at a solver's integers
-instead of the nearest ones: `w / s` is moved, where needed, to the end of the interval that rounds
-to the solver's integer, so that V = 0 gives the solver's weight and V moves it towards `w / s`
-first. Zero points stay.
+As SignRound (Cheng et al., arXiv 2309.05516, section 3), where a weight is `s round(w / s + V)`
+with a trained V and a trained factor on the scale. Here it is `s round(q + V)` with the integer q
+of a solver in place of `w / s`: V = 0 gives the solver's weight. Zero points stay.
 
 With a `freeze` schedule (INQ, Zhou et al., arXiv 1702.03044) only the weights that are frozen are
 rounded, the largest of each row first; the others are float numbers that adapt.
@@ -22,12 +20,10 @@ from ...methods.affine import QuantizedWeight, round_scales
 from ...runtime.adapter import LowRankAdapter, added
 from ..straight_through import round_inputs, round_straight
 
-REACH = 0.5
+REACH = 1.0
 """Largest change of a weight, in steps of its grid."""
 FACTORS = (0.5, 1.5)
 """Range of the trained factor on a scale."""
-INSIDE = 0.2
-"""Distance from the bounds of the interval that rounds to an integer."""
 
 
 class RoundedLinear(nn.Module):
@@ -35,7 +31,7 @@ class RoundedLinear(nn.Module):
 
     Args:
         solved: the solver's weight, with contiguous groups.
-        original: the float weight `[N, K]`.
+        original: the float weight `[N, K]`, whose magnitudes order the schedule.
         bias: `[out_features]` or None.
         adapter: low-rank part that is added, or None.
     """
@@ -57,9 +53,7 @@ class RoundedLinear(nn.Module):
         shape = (*solved.scales.shape, -1)
         integers = solved.integers.float().reshape(shape)
         zeros = solved.zero_points.float()[..., None]
-        exact = original.float().reshape(shape) / solved.scales[..., None] + zeros
-        low, high = integers - (0.5 - INSIDE), integers + (0.5 - INSIDE)
-        self.register_buffer("start", exact.clamp(low, high), persistent=False)
+        self.register_buffer("start", integers, persistent=False)
         self.register_buffer("zero_points", zeros, persistent=False)
         self.register_buffer("scales", solved.scales, persistent=False)
         self.register_buffer("bias", bias, persistent=False)

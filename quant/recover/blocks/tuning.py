@@ -1,13 +1,21 @@
 """Tune the rounding of a block's layers against the outputs of the float block.
 
 The loss is `|f_block(x_q) - f_block(x)|^2`: x are the inputs in the float model, x_q those after
-the quantized blocks before. Signed gradient steps with a rate that falls to zero linearly; the best
-iterate on held-out samples is kept, and the solver's solution is the first one.
+the quantized blocks before (SignRound, arXiv 2309.05516, section 3).
+
+Signed gradient steps, as there, leave a solution of GPTQ for worse ones: see `curvature`. A weight
+moves by its gradient over its curvature instead, and back to its integer by its distance from it.
+It comes to rest where both are equal, and so crosses to the next integer only if its gradient is
+more than half of its curvature, which is when the crossing alone would lower the loss. Factors on
+scales are trained by Adam.
+
+The best iterate on held-out samples is kept, and the solver's solution is the first one. After a
+measurement that is worse than the best by more than `TOLERANCE` training continues from the best
+with a third of the rate.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,10 +25,18 @@ import torch
 from torch import Tensor
 
 from ...recipe.recover import Recover
+from .curvature import LEAST, gauss_newton_diagonal
 from .rounded_linear import RoundedLinear
 
 HELD_OUT = 8
 """Of so many samples one is held out."""
+TOLERANCE = 0.05
+SLOWER = 1 / 3
+MOMENTUM = 0.9
+SQUARES = 0.99
+"""Decay of Adam's mean squares."""
+PROBES = 32
+"""Most samples that the curvature is estimated from."""
 CHECKS = 10
 """Measurements on the held-out samples, after the one at the start."""
 
@@ -70,31 +86,52 @@ class BlockTuner:
         self._held_out = list(samples)[HELD_OUT - 1 :: HELD_OUT] or list(samples)[-1:]
         self._training = [i for i in samples if i not in set(self._held_out)]
         self._generator = torch.Generator().manual_seed(seed)
-        self._parameters = [p for layer in layers.values() for p in (layer.rounding, layer.factors)]
+        self._parameters = [layer.rounding for layer in layers.values()]
+        self._parameters += [layer.factors for layer in layers.values()]
+        self._curvature: list[Tensor] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start the moving averages again."""
+        self._means = [torch.zeros_like(p) for p in self._parameters]
+        self._squares = [torch.zeros_like(layer.factors) for layer in self._layers.values()]
+        self._averaged = 0
 
     def tune(self) -> Tuned:
-        """Train, and leave the best iterate in the layers.
-
-        Raises:
-            ValueError: the loss is not finite.
-        """
+        """Train, and leave the best iterate in the layers."""
         steps = self._options.steps
         assert steps is not None and self._options.lr is not None
-        best, best_step = start, _ = self._measure(), 0
-        kept = self._state()
+        best, best_step, rate = self._measure(), 0, self._options.lr
+        start, kept = best, self._state()
+        self._curvature = gauss_newton_diagonal(
+            self._probe,
+            lambda sample: float(self._target(sample).float().square().sum()),
+            self._training[:PROBES],
+            self._parameters[: len(self._layers)],
+            self._generator,
+        )
         checks = {round(steps * (k + 1) / CHECKS) for k in range(CHECKS)}
         for step in range(steps):
             self._freeze(step)
-            self._step(self._options.lr * (1 - step / steps))
+            self._step(rate * (1 - step / steps))
             # Only iterates with all levels rounded are candidates.
             if step + 1 in checks:
                 self._round_all()
                 loss = self._measure()
                 if loss < best:
                     best, best_step, kept = loss, step + 1, self._state()
+                elif not loss <= (1 + TOLERANCE) * best:
+                    self._restore(kept)
+                    self._forget()
+                    rate *= SLOWER
         self._round_all()
         self._restore(kept)
         return Tuned(start, best, best_step, self._changed())
+
+    def _probe(self, sample: int) -> Tensor:
+        """Compute the output for a sample with a graph of its own."""
+        self._compute_weights()
+        return self._run(sample)
 
     def _freeze(self, step: int) -> None:
         """Freeze the share of the stage that a step belongs to."""
@@ -112,18 +149,38 @@ class BlockTuner:
                 layer.freeze(1.0)
 
     def _step(self, lr: float) -> None:
-        """Take one step of signed gradients on a random batch."""
+        """Take one step on a random batch."""
         count = min(self._options.batch or 1, len(self._training))
         order = torch.randperm(len(self._training), generator=self._generator).tolist()
         with torch.enable_grad():
             self._compute_weights()
             losses = [self._loss(self._training[index]) for index in order[:count]]
             gradients = torch.autograd.grad(torch.stack(losses).mean(), self._parameters)
-        with torch.no_grad():
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                parameter.sub_(gradient.sign(), alpha=lr)
-        for layer in self._layers.values():
+        self._averaged += 1
+        for mean, gradient in zip(self._means, gradients, strict=True):
+            mean.lerp_(gradient, 1 - MOMENTUM)
+        count = len(self._layers)
+        for number, layer in enumerate(self._layers.values()):
+            self._move(layer, self._curvature[number], self._mean(number), lr)
+            square = self._squares[number]
+            square.lerp_(gradients[count + number].square(), 1 - SQUARES)
+            root = (square / (1 - SQUARES**self._averaged)).sqrt().clamp_min(LEAST)
+            with torch.no_grad():
+                layer.factors.sub_(self._mean(count + number) / root, alpha=lr)
             layer.limit()
+
+    def _mean(self, number: int) -> Tensor:
+        return self._means[number] / (1 - MOMENTUM**self._averaged)
+
+    @torch.no_grad()
+    def _move(self, layer: RoundedLinear, curvature: Tensor, mean: Tensor, lr: float) -> None:
+        """Move the weights of a layer; with a schedule, those that are not frozen."""
+        direction = mean / curvature
+        if self._options.freeze is None:
+            direction += layer.rounding - layer.rounding.round()
+        else:
+            direction *= ~layer.frozen
+        layer.rounding.sub_(direction, alpha=lr)
 
     def _loss(self, sample: int) -> Tensor:
         """Squared error of a sample's output relative to the output's squared size."""
@@ -134,12 +191,7 @@ class BlockTuner:
     @torch.no_grad()
     def _measure(self) -> float:
         self._compute_weights()
-        loss = fmean(float(self._loss(sample)) for sample in self._held_out)
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"recover: the loss is {loss}; tune with a smaller lr, or calibrate in fp32"
-            )
-        return loss
+        return fmean(float(self._loss(sample)) for sample in self._held_out)
 
     def _compute_weights(self) -> None:
         for layer in self._layers.values():

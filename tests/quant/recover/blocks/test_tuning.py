@@ -32,7 +32,7 @@ def tune(**more: Any) -> tuple[Tuned, RoundedLinear]:
     mixing = torch.randn(6, 64, generator=generator)
     inputs = [torch.randn(20, 6, generator=generator) @ mixing for _ in range(24)]
     layer = RoundedLinear(rtn_by_rows(weight, QuantScheme(2, 32)), weight, None)
-    options = Recover(params=("rounding",), **{"steps": 60, "lr": 0.02, "batch": 4, **more})
+    options = Recover(params=("rounding",), **{"steps": 60, "lr": 0.05, "batch": 8, **more})
     tuner = BlockTuner(
         {"layer": layer},
         range(24),
@@ -53,7 +53,7 @@ def test_the_held_out_loss_goes_down(freeze: tuple[float, ...] | None) -> None:
 
 
 def test_tuning_that_harms_leaves_the_solution() -> None:
-    tuned, layer = tune(lr=50.0, steps=10)
+    tuned, layer = tune(lr=1e15, steps=10)
     assert tuned.step == 0 and tuned.best == tuned.start and tuned.changed == 0
     assert layer.quantized().equals(layer.solved)
 
