@@ -43,6 +43,7 @@ def test_scales_approach_the_teacher_and_integers_stay(small: Small) -> None:
             assert weight.equals(result.weights[name])
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_that_of_the_model_that_is_left(small: Small) -> None:
     student = small.quantized()
     result = small.recover(student)
@@ -100,6 +101,7 @@ def test_norms_change_alone_and_as_they_are_stored(small: Small) -> None:
     assert all(weight.equals(before[name]) for name, weight in weights_of(student).items())
 
 
+@pytest.mark.slow
 def test_scales_and_norms_together(small: Small) -> None:
     result = small.recover(small.quantized(), ("scales", "norms"))
     assert result.weights and result.floats
@@ -148,6 +150,7 @@ def test_adapters_are_trained_alone(small: Small) -> None:
         small.recover(small.quantized(), "adapter")
 
 
+@pytest.mark.slow
 def test_an_adapter_counts_while_scales_are_trained(small: Small) -> None:
     plain = small.recover(small.quantized(), epochs=1).record["held_out_loss"][0]
     step = RTN | {"adapter_rank": 16, "adapter": "svd"}

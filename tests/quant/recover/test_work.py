@@ -66,6 +66,7 @@ def test_scales_and_norms_alone_differ(plain: Path, recovered: Path) -> None:
     assert vlpress.inspect(recovered)["recover"] == record
 
 
+@pytest.mark.slow
 def test_a_recipe_gives_the_same_tensors_after_an_interruption(
     checkpoint: Path, recovered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_recipe_gives_the_same_tensors_after_an_interruption(
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.slow
 def test_a_stored_teacher_is_as_good_as_the_model(
     checkpoint: Path, plain: Path, recovered: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_stored_teacher_is_as_good_as_the_model(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_own_answers(plain: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
     path = tmp_path / "rows.jsonl"

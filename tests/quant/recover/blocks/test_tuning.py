@@ -58,7 +58,7 @@ def test_tuning_that_harms_leaves_the_solution() -> None:
     assert layer.quantized().equals(layer.solved)
 
 
-@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+@pytest.mark.parametrize("method", ["gptaq", pytest.param("gptq", marks=pytest.mark.slow)])
 def test_blocks_are_tuned_and_resumed_to_the_same_bytes(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
