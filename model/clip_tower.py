@@ -60,7 +60,7 @@ class CLIPAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend, `[V, 1 + P, C]` to `[V, 1 + P, C]`."""
         q, k, v = (
-            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -135,7 +135,7 @@ class CLIPTower(Tower):
         if other := [tuple(each) for each in grid.tolist() if each != [1, side, side]]:
             raise ValueError(f"grid {other[0]}; allowed: {(1, side, side)}, one image of one size")
         device = self.embeddings.patch_embedding.weight.device
-        images = patches.to(device).unflatten(0, (len(grid), side**2))
+        images = patches.to(device).reshape(len(grid), side**2, -1)
         return {HIDDEN: self.pre_layrnorm(self.embeddings(images))}
 
     def step(self, index: int, state: State) -> State:

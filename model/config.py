@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.json_files import read_json
 from ..common.validation import parse
+from .config_fields import TokenSection
 from .config_readers import FILE, READERS, REMEDY, ConfigReader, family_name, text_section
 from .sizes import TextConfig, VisionConfig
 
@@ -78,11 +79,15 @@ class ModelConfig:
                 f"config.json: {len(vision.deepstack_visual_indexes)} deepstack_visual_indexes for "
                 f"{text.num_hidden_layers} decoder layers; allowed: one per layer at most; {REMEDY}"
             )
+        ids = _token_ids(raw, reader, text.vocab_size)
         return cls(
             family=family,
             vision=vision,
             text=text,
-            **_token_ids(raw, reader, text.vocab_size),
+            image_token_id=ids.image_token_id,
+            video_token_id=ids.video_token_id,
+            vision_start_token_id=ids.vision_start_token_id,
+            vision_end_token_id=ids.vision_end_token_id,
             dtype_name=_dtype_name(raw, text_section(raw)[0]),
             raw=raw,
         )
@@ -128,14 +133,10 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
-def _token_ids(
-    raw: Mapping[str, Any], reader: ConfigReader, vocab_size: int
-) -> dict[str, int | None]:
-    """Ids of the special tokens by field name, each below `vocab_size`; None: there is none."""
-    ids: dict[str, int | None] = parse(
-        reader.tokens, reader.token_keys(raw), FILE, remedy=REMEDY
-    ).model_dump()
-    for name, token in ids.items():
+def _token_ids(raw: Mapping[str, Any], reader: ConfigReader, vocab_size: int) -> TokenSection:
+    """Read the ids of the special tokens, each below `vocab_size`."""
+    ids = parse(reader.tokens, reader.token_keys(raw), FILE, remedy=REMEDY)
+    for name, token in ids.model_dump().items():
         if token is not None and token >= vocab_size:
             raise ValueError(
                 f"{FILE}: {name} is {token}; allowed: a whole number from 0 to {vocab_size - 1}, "

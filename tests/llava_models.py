@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def random_tensors(raw: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     noise = torch.randn(shape, generator=generator)
     if len(shape) > 1:
-        return noise * 1.2 / noise[0].numel() ** 0.5
+        return noise * (1.2 / math.sqrt(noise[0].numel()))
     is_scale = "norm" in name and name.endswith("weight")
     return 0.2 * noise + (1 if is_scale else 0)
 
@@ -173,7 +174,7 @@ def pixels(prompt: Prompt) -> Tensor:
     """Return the images of a prompt `[images, 3, height, width]`, made of their patches."""
     rows = SIDE // PATCH
     patches = torch.stack([each.patches for each in prompt.visuals])
-    cells = patches.unflatten(1, (rows, rows)).unflatten(-1, (3, PATCH, PATCH))
+    cells = patches.reshape(len(patches), rows, rows, 3, PATCH, PATCH)
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 

@@ -76,6 +76,7 @@ def visual_inputs(prompt: Prompt) -> dict[str, torch.Tensor]:
 
 def token_types(prompt: Prompt, config: ModelConfig) -> torch.Tensor:
     """Return the kind of each token, int32 `[1, tokens]`: text 0, image 1, video 2."""
+    assert config.video_token_id is not None
     is_image = prompt.input_ids == config.image_token_id
     is_video = prompt.input_ids == config.video_token_id
     types: torch.Tensor = (is_image.int() + 2 * is_video.int())[None]

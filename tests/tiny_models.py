@@ -442,8 +442,9 @@ def prompt(config: ModelConfig, grids: list[tuple[int, int, int]], words: int, s
         runs = grid[0] if config.vision.separate_frames else 1
         tokens = grid[0] * grid[1] * grid[2] // 4 // runs
         pad = config.video_token_id if grid[0] > 1 else config.image_token_id
-        frame = [config.vision_start_token_id, *[pad] * tokens, config.vision_end_token_id]
-        ids += frame * runs
+        start, end = config.vision_start_token_id, config.vision_end_token_id
+        assert start is not None and end is not None and pad is not None
+        ids += [start, *[pad] * tokens, end] * runs
     ids += torch.randint(90, (words,), generator=generator).tolist()
     input_ids = torch.tensor(ids)
     seconds = [v.seconds_per_grid for v in visuals]

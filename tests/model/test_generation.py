@@ -52,7 +52,7 @@ def test_cached_generation_equals_full_passes(
 ) -> None:
     model, prompts = random_model(family), make_prompts(processors(family))
     # A generated placeholder would be a prompt without its image.
-    silence(model, [model.config.image_token_id, model.config.video_token_id])
+    silence(model, model.config.placeholder_ids)
     results = generate(model, prompts, max_new_tokens=16, stop_ids=())
     for prompt, result in zip(prompts, results, strict=True):
         assert list(result.token_ids) == greedy_by_forward(model, prompt, 16)

@@ -59,7 +59,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     ours = make_random_model(request.param)
     # Placeholders and the stop token must not be generated.
-    silence(ours, [ours.config.image_token_id, ours.config.video_token_id, STOP])
+    silence(ours, [*ours.config.placeholder_ids, STOP])
     folder = write_checkpoint_folder(tmp_path_factory.mktemp("checkpoint"), ours)
     return Pair(ours, build_reference(ours), Processor.from_folder(folder))
 

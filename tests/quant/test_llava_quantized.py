@@ -12,7 +12,7 @@ import torch
 from blockwise_jobs import finish, job
 from llava_models import llava_config, pixels, random_tensors, write_llava
 from reference_model import make_image
-from safetensors import safe_open
+from safetensors.torch import load_file
 from sequential_runs import run_sequential
 from torch import Tensor
 
@@ -50,8 +50,8 @@ NEVER_RUNS = (
 
 def small(text: str = "llama") -> dict[str, Any]:
     """Make a config.json with two layers each, and one of the tower that never runs."""
-    fewer = {"text_config": {"num_hidden_layers": 2}, "vision_config": {"num_hidden_layers": 3}}
-    return llava_config(text, **fewer)
+    text_config, vision_config = {"num_hidden_layers": 2}, {"num_hidden_layers": 3}
+    return llava_config(text, text_config=text_config, vision_config=vision_config)
 
 
 def recipe(*steps: dict[str, Any]) -> Recipe:
@@ -146,18 +146,16 @@ def test_formats_hold_the_same_integers(source: Path, tmp_path: Path) -> None:
         reloaded = load_quantized(out, device="cpu", dtype="fp32")
         assert len(compressed_layers(reloaded)) == 2 * 7
         assert torch.equal(logits(reloaded, prompts), expected)
-        with safe_open(out / "model.safetensors", "pt") as file:
-            stored = set(file.keys())
         # The names of the source, and the layers that never run.
+        stored = load_file(out / "model.safetensors")
         assert {name.partition(".")[0] for name in stored} == {
             "language_model",
             "vision_tower",
             "multi_modal_projector",
         }
-        before = safe_open(source / "model.safetensors", "pt")
-        after = safe_open(out / "model.safetensors", "pt")
+        before, after = (load_file(each / "model.safetensors") for each in (source, out))
         for tensor in NEVER_RUNS:
-            assert torch.equal(before.get_tensor(tensor), after.get_tensor(tensor))
+            assert torch.equal(before[tensor], after[tensor])
 
 
 def test_exclusion_lists_of_formats(llama: Path, tmp_path: Path) -> None:

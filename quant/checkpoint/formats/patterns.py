@@ -152,7 +152,8 @@ def _in_stage(
     runs = [run for run in (*family.stages, *family.carried) if run.path == stage.path]
     is_whole = sum(run.count(config) > 0 for run in runs) < 2
     first = stage.first(config)
-    if not any(each.name for each in (*stage.linears, *stage.kept)):  # a block is a linear layer
+    named = [each.name for each in stage.linears] + [each.name for each in stage.kept]
+    if not any(named):  # each block is a linear layer itself
         return [rf"{prefix}{before}$"] if set(blocks) & names else []
     by_blocks: dict[str, list[str]] = {}
     of_block = [stage.members(config, index) for index in stage.indices(config)]
