@@ -94,6 +94,7 @@ def test_a_tower_that_no_sample_reaches_is_rounded(tmp_path: Path) -> None:
     [
         ("qwen2_5_vl", "solved"),
         pytest.param("qwen2_5_vl", "smoothed", marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", "adapted", marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", "against the float model", marks=pytest.mark.slow),
         pytest.param("qwen3_vl", "against the float model", marks=pytest.mark.slow),
     ],

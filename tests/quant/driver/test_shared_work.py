@@ -37,6 +37,7 @@ def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> d
         (3, "qwen2_5_vl", "solved"),
         pytest.param(2, "qwen2_5_vl", "smoothed", marks=pytest.mark.slow),
         pytest.param(2, "qwen2_5_vl", "awq", marks=pytest.mark.slow),
+        pytest.param(2, "qwen2_5_vl", "adapted", marks=pytest.mark.slow),
         pytest.param(3, "qwen2_5_vl", "against the float model", marks=pytest.mark.slow),
         pytest.param(2, "qwen3_vl", "smoothed", marks=pytest.mark.slow),
         pytest.param(2, "qwen3_vl", "against the float model", marks=pytest.mark.slow),
