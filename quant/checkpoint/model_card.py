@@ -21,6 +21,8 @@ from ...model.token_reduction.table import describe_rule
 from ..prepare.result import KEY, prepared_record
 from ..recipe.adapter import ADAPTER, describe_adapter, holds_weights
 from ..recipe.mask import describe_mask
+from ..recipe.recover import NAME as RECOVER
+from ..recipe.recover import describe_recovery
 from ..recipe.vision_input import MAX_PIXELS, VISUAL_TOKENS
 from .adapter import FOLDER, StoredAdapter
 from .formats.engines import Support, engine_support
@@ -181,6 +183,8 @@ def _facts(format: str, schemes: Mapping[str, int], record: Mapping[str, Any]) -
             )
         )
     facts += [describe_mask(mask) for mask in record.get("masks", ())]
+    if recovery := record.get(RECOVER):
+        facts.append(f"R{describe_recovery(recovery)[1:]}")
     if adapter := record.get(ADAPTER):
         facts.append(f"A{describe_adapter(adapter)[1:]}, in the folder {FOLDER}")
     if rule := record.get(VISUAL_TOKENS):

@@ -178,3 +178,20 @@ class Recover:
             for key, value in values.items()
             if value is not None
         }
+
+
+def describe_recovery(described: Mapping[str, Any]) -> str:
+    """Describe a recovery in a line, from its entry in the record of a checkpoint."""
+    params = ", ".join(described["params"])
+    if "blocks" in described:
+        best = sum(block["best"] for block in described["blocks"])
+        start = sum(block["start"] for block in described["blocks"])
+        return (
+            f"recovery of {params}: loss of the blocks {best / start:.2f} times that of the start, "
+            "on samples that were held out"
+        )
+    losses = described["held_out_loss"]
+    return (
+        f"recovery of {params} has seen {described['training_samples']} samples: loss "
+        f"{min(losses):.4g} after {losses[0]:.4g}, on {described['held_out_samples']} others"
+    )

@@ -12,6 +12,8 @@ from ..eval.report.tables.formatting import SYNTHETIC_NOTE, bounds, fixed, unifo
 from ..model.token_reduction.table import describe_rule
 from ..quant.recipe.adapter import ADAPTER, describe_adapter
 from ..quant.recipe.mask import describe_mask
+from ..quant.recipe.recover import NAME as RECOVER
+from ..quant.recipe.recover import describe_recovery
 from .byte_bars import byte_lines
 
 Result = Mapping[str, Any]
@@ -205,6 +207,7 @@ def inspect_table(checkpoint: Result) -> str:
     if prepared := checkpoint.get("preparations"):
         lines.append("prepared before: " + ", ".join(entry["method"] for entry in prepared))
     lines += [describe_mask(mask) for mask in checkpoint.get("masks", ())]
+    lines += [describe_recovery(checkpoint[RECOVER])] if RECOVER in checkpoint else []
     lines += _adapter(checkpoint)
     lines += _vision_input(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])

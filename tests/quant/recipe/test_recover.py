@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.recipe.recover import Recover
+from vlpress.quant.recipe.recover import Recover, describe_recovery
 
 STEP = {"method": "rtn", "bits": 4}
 
@@ -54,3 +54,17 @@ def test_teachers_have_weights_that_sum_to_one() -> None:
 def test_refusals(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**table)
+
+
+def test_a_recovery_is_described_in_a_line() -> None:
+    trained = {
+        "params": ["scales"],
+        "training_samples": 7,
+        "held_out_samples": 1,
+        "held_out_loss": [0.5, 0.25, 0.3],
+    }
+    assert describe_recovery(trained) == (
+        "recovery of scales has seen 7 samples: loss 0.25 after 0.5, on 1 others"
+    )
+    blocks = [{"start": 0.3, "best": 0.2}, {"start": 0.1, "best": 0.1}]
+    assert "0.75 times" in describe_recovery({"params": ["rounding"], "blocks": blocks})

@@ -64,6 +64,9 @@ def test_scales_and_norms_alone_differ(plain: Path, recovered: Path) -> None:
     assert record["best_epoch"] and min(record["held_out_loss"]) < record["held_out_loss"][0]
     assert record["training_samples"] + record["held_out_samples"] == 8
     assert vlpress.inspect(recovered)["recover"] == record
+    assert f"Recovery of scales, norms has seen {record['training_samples']} samples" in (
+        recovered / "README.md"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
