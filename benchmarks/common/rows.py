@@ -183,7 +183,10 @@ ROTATION_METHODS = ("rtn", "rotate+rtn", "gptq", "rotate+gptq")
 """Methods of all settings of rotations."""
 BEST_OF_8 = ("rotated-w4a8-row", "rotated-w8a8-static", "rotated-nvfp4")
 """Settings in which the best of eight draws is taken too."""
-RECOVERED_METHODS = ("gptaq", *(f"gptaq>{name}" for name in RECOVERIES))
+RECOVERED_METHODS = (
+    *("gptq", "gptq>scales", "gptaq"),
+    *(f"gptaq>{name}" for name in RECOVERIES),
+)
 VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
