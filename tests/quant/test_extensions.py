@@ -83,7 +83,7 @@ def test_formats_refuse_the_kinds_that_they_do_not_hold() -> None:
             check_format(plan, name)
     with pytest.raises(ValueError, match=r"bits is 4; allowed: 1"):
         Recipe.from_dict({"step": [SIGNS | {"bits": 4}]})
-    smoothed = Recipe.from_dict({"step": [{"method": "smoothquant"}, *BOTH]})
+    smoothed = Recipe.from_dict({"step": [{"method": "smoothquant", "alpha": "search"}, *BOTH]})
     with pytest.raises(ValueError, match=r"smoothquant targets .*down_proj, .* sign g32; .*ignore"):
         make_plan(ModelConfig.from_dict(small_config()), smoothed)
 

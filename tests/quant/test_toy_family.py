@@ -129,5 +129,4 @@ def test_every_field_of_the_tables_has_a_reader(
     )
     assert min(estimate_time(plan, Probe(*[1.0] * 6))) > 0
     fields = {(table.__name__, f.name) for table in TABLES for f in dataclasses.fields(table)}
-    # The key of `FAMILIES`, and what processors read: the run has prompts of its own.
-    assert fields - seen == {("Family", "name"), ("Family", "chat")}
+    assert fields - seen == {("Family", "name")}  # the key of `FAMILIES`
