@@ -19,7 +19,7 @@ from vlpress.eval.results import read_run
 from vlpress.model.config import ModelConfig
 from vlpress.quant.vocabulary.pruning import Pruning
 
-pytestmark = pytest.mark.usefixtures("short_answers")
+pytestmark = [pytest.mark.usefixtures("short_answers"), pytest.mark.slow]
 QUESTIONS: dict[str, Any] = {"bench": BENCH, "limit": 4, "batch_size": 4}
 
 
