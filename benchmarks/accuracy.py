@@ -16,9 +16,10 @@ The run resumes: rows of the same commit are stored in --work, so that several p
 the rows of one table (--models) and a final run collects them. --accept reuses rows of other
 commits, for a change that does not affect them: remove the affected ones from --work first. As
 evidence, --check measures the given rows again and fails if a number differs.
-Rows of shrunk and rotated models are prepared as checkpoints first (`common/preparing.py`). Rows
-whose method begins with `rotate` have the paired interval of their divergence minus that of the
-same row without rotation; those of shrunk models minus that of the integers of nearest size.
+Rows of shrunk and rotated models are prepared as checkpoints first (`common/preparing.py`). Some
+rows have the paired interval of their divergence minus that of another row: rotated ones of the
+same without rotation, adapters of groups of nearest size, recovered ones of their start, and shrunk
+ones of the integers of nearest size.
 With --packed every checkpoint is packed as well, and the table has the bytes of its quantized
 layers as stored and in the container.
 Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.

@@ -30,20 +30,14 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "Bits are those of the quantized layers, with scales and zero points. Sizes, where they "
         "were recorded, are MiB of all tensors by part: D decoder, T tower, E embedding, H head; "
         "KiB are those of the quantized layers, as stored and after `vlpress pack`. A difference, "
-        "where there is one, is the paired 95 % interval of the difference in KL from another "
-        "setting with the same method; an error of layers is the geometric mean of their relative "
+        "where there is one, is the paired 95 % interval of the difference in KL from the row that "
+        "it names; an error of layers is the geometric mean of their relative "
         "output errors on the calibration inputs.",
         "",
         "In every run, on every layer, GPTQ's error before any fallback was at most that of "
         "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
         "output rows that use rounding to nearest as a fallback, because its error was smaller.",
     ]
-    if any("minus_unrotated" in row for m in results["models"].values() for row in m["rows"]):
-        lines += [
-            "",
-            "Rotated rows have the paired 95 % interval of their KL minus that of the same method "
-            "without rotation; those with SmoothQuant of one input, minus that of all inputs.",
-        ]
     for name, model in results["models"].items():
         for scope in dict.fromkeys(row["scope"] for row in model["rows"]):
             rows = [row for row in model["rows"] if row["scope"] == scope]

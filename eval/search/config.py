@@ -79,9 +79,12 @@ class SearchBudget(Options):
         ),
     ] = None
     score: Annotated[
-        Literal["magnitude", "wanda", "sparsegpt"],
-        Option("Which weights of a layer become zero with --keep: those with the smallest score."),
-    ] = "sparsegpt"
+        Literal["magnitude", "wanda", "sparsegpt"] | None,
+        Option(
+            "Which weights of a layer become zero with --keep: those with the smallest score.",
+            default_text="sparsegpt",
+        ),
+    ] = None
     errors: Annotated[
         Literal["rtn", "gptq"],
         Option(
@@ -126,12 +129,17 @@ def check_limits(options: SearchBudget) -> None:
     """Refuse a search without a budget.
 
     Raises:
-        ValueError: none of --budget, --bits and --keep is given.
+        ValueError: none of --budget, --bits and --keep is given, or --score without --keep.
     """
     if options.budget is None and options.bits is None and options.keep is None:
         raise ValueError(
             "no budget is given; give --budget SIZE (bytes of the checkpoint), --bits N (average "
             "per decoder weight), --keep SHARE (of decoder weights that are not zero), or several"
+        )
+    if options.score is not None and options.keep is None:
+        raise ValueError(
+            f"--score {options.score} without --keep; give --keep SHARE, the share of decoder "
+            "weights that are not zero, or leave --score out"
         )
 
 

@@ -36,7 +36,7 @@ from ...quant.search.budget import Budget, Solution, find_best
 from ...quant.search.knapsack import Table
 from ...quant.search.scores import Layer, Rounding, Scores, score_layers
 from ...quant.search.sizes import parse_size
-from ...quant.search.space import SearchSpace, masks_by
+from ...quant.search.space import SCORE, SearchSpace, masks_by
 from ...quant.search.steps import format_recipe, recipe_data
 from .check import check_scores, draw_pairs
 from .config import SearchOptions, check_limits, check_target
@@ -120,7 +120,7 @@ class _Search:
     def result(self) -> dict[str, Any]:
         """Score, solve, write the recipe and describe it."""
         options, source = self._options, self._source
-        masks = (None,) if options.keep is None else masks_by(options.score)
+        masks = (None,) if options.keep is None else masks_by(options.score or SCORE)
         space = SearchSpace.of(source.config, options.tp or 1, source.carried, masks)
         # Before any weight is read: a budget that is too small is refused at once.
         zeros = [[0.0] * len(group.choices) for group in space.groups]

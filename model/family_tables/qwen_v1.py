@@ -6,14 +6,16 @@ Qwen-7B, which projects queries, keys and values by one layer.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..processing.chat_format import ChatFormat
 from ..processing.qwen_v1_tokenizer import CHAT_TEMPLATE, IMAGE_PAD, build_tokenizer
 from ..qwen_v1.decoder import QwenV1Decoder
 from ..qwen_v1.tower import QwenV1Tower
 from . import steps
 from .entries import BlockLinear, NormBinding, PairBinding
-from .qwen2_stages import HEAD
-from .stage import Checkpoints, Stage
+from .qwen2_stages import DECODER, HEAD
+from .stage import Stage
 from .table import SIDE_FILES, Family
 
 _VISION = Stage(
@@ -56,16 +58,8 @@ _RESAMPLER = Stage(
     ),
 )
 
-_DECODER = Stage(
-    name="decoder",
-    part="decoder",
-    path="model.layers.{}",
-    count=lambda config: config.text.num_hidden_layers,
-    entry=("model.embed_tokens",),
-    enter=steps.embed_tokens,
-    step=steps.run_decoder_layer,
-    checkpoints=Checkpoints(("o", "gate_up", "down"), steps.complete_decoder_layer),
-    cached=steps.keys_values,
+_DECODER = replace(
+    DECODER,
     linears=(
         BlockLinear("attn.c_attn", "hidden", "qkv", True, "qkv", row_parts=("q", "kv", "kv")),
         BlockLinear("attn.c_proj", "q", "hidden", False, "o", input_split=True),
@@ -80,6 +74,7 @@ _DECODER = Stage(
         PairBinding("mlp.w1", "mlp.c_proj"),
     ),
     fused=(("mlp.w1", "mlp.w2"),),
+    padded=(),  # one field of the config counts the rows of w1 and w2
 )
 
 CHAT = ChatFormat(

@@ -21,6 +21,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGE_FILE = "preprocessor_config.json"
 BICUBIC = 3  # Pillow's number for the filter
+STEPS = {
+    "resample": BICUBIC,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+}
+"""Steps of all image processors."""
 EDGES = ("shortest_edge", "longest_edge")  # transformers' names for the bounds, both in pixels
 FIXED_PROCESSORS = r"(CLIP|Llava)ImageProcessor(Fast|Pil)?"
 MAX_MIN_PIXELS = 2**26  # images are enlarged to the minimum, so a larger one exhausts memory
@@ -156,21 +164,20 @@ class ProcessorSection:
         """Raise the error about a value."""
         _refuse(self.path, key, value, allowed)
 
-    def check_supported(self, vision: VisionConfig) -> None:
-        """Refuse processing steps other than Qwen2-VL's, and patch sizes other than the model's."""
-        required = {
-            "patch_size": vision.patch_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-            "merge_size": vision.spatial_merge_size,
-            "resample": BICUBIC,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-        }
+    def _require(self, **required: object) -> None:
+        """Refuse settings that have another value than the model needs."""
         for key, value in required.items():
             if self.raw.get(key, value) != value:
                 self.refuse(key, self.raw[key], f"{value!r}, which this model needs")
+
+    def check_supported(self, vision: VisionConfig) -> None:
+        """Refuse processing steps other than Qwen2-VL's, and patch sizes other than the model's."""
+        self._require(
+            patch_size=vision.patch_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            merge_size=vision.spatial_merge_size,
+            **STEPS,
+        )
         kind = self.raw.get("image_processor_type")
         if kind is not None and not str(kind).startswith("Qwen2"):
             self.refuse("image_processor_type", kind, "Qwen2VLImageProcessor and its variants")
@@ -180,16 +187,7 @@ class ProcessorSection:
 
     def fixed_size(self, vision: VisionConfig) -> FixedSize:
         """Return the steps of an image processor such as CLIP's, with its defaults."""
-        required = {
-            "resample": BICUBIC,
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-        }
-        for key, value in required.items():
-            if self.raw.get(key, value) != value:
-                self.refuse(key, self.raw[key], f"{value!r}, which this model needs")
+        self._require(**STEPS)
         kind, side = self.raw.get("image_processor_type"), vision.image_size
         if kind is not None and not re.fullmatch(FIXED_PROCESSORS, str(kind)):
             self.refuse("image_processor_type", kind, "CLIPImageProcessor or LlavaImageProcessor")

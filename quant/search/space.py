@@ -43,6 +43,8 @@ PART_SCHEMES: Mapping[str, Schemes] = {
 
 Masks = tuple[MaskRule | None, ...]
 
+SCORE: Score = "sparsegpt"
+"""Of masks if none is asked for."""
 KEPT_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Shares of kept weights that layers of the decoder choose from, beside all of them."""
 

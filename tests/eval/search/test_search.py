@@ -119,6 +119,7 @@ def test_latency_is_a_budget_too(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no budget": ({"bits": None}, "no budget is given; give --budget SIZE .* --bits N"),
+    "no zeros": ({"score": "wanda"}, "--score wanda without --keep"),
     "size": ({"budget": "2.4XB"}, "'--budget': '2.4XB'; allowed: .*2.4GB"),
     "bits": ({"bits": 1.0}, "'--bits': 1.0; allowed: 2 to 16"),
     "too small": ({"budget": "1kB"}, "--budget 1000 bytes is too small .* checkpoint has"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from reference_model import reference_logits
 from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
@@ -33,19 +33,6 @@ def prompt_of(model: str) -> Prompt:
     return processor.encode(sample.messages, answer=sample.answer)
 
 
-def their_logits(model: Any, prompt: Prompt) -> Tensor:
-    with torch.no_grad():
-        output = model(
-            input_ids=prompt.input_ids[None],
-            attention_mask=torch.ones_like(prompt.input_ids)[None],
-            position_ids=prompt.position_ids[:, None],
-            pixel_values=torch.cat([visual.patches for visual in prompt.visuals]),
-            image_grid_thw=torch.tensor([visual.grid for visual in prompt.visuals]),
-        )
-    logits: Tensor = output.logits[0]
-    return logits
-
-
 def distance(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max() / right.abs().max())
 
@@ -65,9 +52,9 @@ def test_logits_agree(name: str, tmp_path: Path) -> None:
     )
     with torch.no_grad():
         (expected,), (bare,) = ours([prompt]), without([prompt])
-    assert distance(their_logits(plain, prompt), bare) < 1e-4
+    assert distance(reference_logits(plain, prompt), bare) < 1e-4
     theirs = peft.PeftModel.from_pretrained(plain, folder / "adapter")
-    assert distance(their_logits(theirs, prompt), expected) < 1e-4
+    assert distance(reference_logits(theirs, prompt), expected) < 1e-4
     assert distance(bare, expected) > 1e-2
     adapted = {name for name, module in theirs.named_modules() if hasattr(module, "lora_A")}
     adapted = {name.removeprefix("base_model.model.") for name in adapted}

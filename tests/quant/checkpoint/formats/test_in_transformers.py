@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from reference_model import reference_logits
 from tiny_models import make_random_model, make_tiny_config, write_checkpoint_folder
 from tiny_models import prompts as random_prompts
-from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.checkpoint import canonical_name
@@ -53,19 +53,6 @@ def prompts() -> list[Prompt]:
     return [processor.encode(sample.messages, answer=sample.answer) for sample in samples]
 
 
-def their_logits(model: Any, prompt: Prompt) -> Tensor:
-    with torch.no_grad():
-        output = model(
-            input_ids=prompt.input_ids[None],
-            attention_mask=torch.ones_like(prompt.input_ids)[None],
-            position_ids=prompt.position_ids[:, None],
-            pixel_values=torch.cat([visual.patches for visual in prompt.visuals]),
-            image_grid_thw=torch.tensor([visual.grid for visual in prompt.visuals]),
-        )
-    logits: Tensor = output.logits[0]
-    return logits
-
-
 def separate_tokens(model: Any) -> None:
     """Give each token of the tower a scale of its own, as kernels do.
 
@@ -106,7 +93,7 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
         assert prompt.visuals
         with torch.no_grad():
             (expected,) = reloaded([prompt])
-        difference = their_logits(theirs, prompt) - expected
+        difference = reference_logits(theirs, prompt) - expected
         if "a16" in name:
             assert float(difference.abs().max() / expected.abs().max()) < 1e-4
         assert float(difference.norm() / expected.norm()) < 2e-2
@@ -133,7 +120,7 @@ def test_logits_through_an_fp8_cache_agree(tmp_path: Path, prompts: list[Prompt]
             reloaded.cache_type = "model"
             (plain,) = reloaded([prompt])
             reloaded.cache_type = "fp8"
-        difference = (their_logits(theirs, prompt) - expected).norm()
+        difference = (reference_logits(theirs, prompt) - expected).norm()
         assert float(difference) < 0.05 * float((plain - expected).norm())
 
 
@@ -193,7 +180,7 @@ def test_a_random_model(family: str, tmp_path: Path) -> None:
         tmp_path / "out", dtype="float32"
     )
     for prompt in samples[1:3]:
-        expected = their_logits(theirs, prompt)
+        expected = reference_logits(theirs, prompt)
         with torch.no_grad():
             actual = reloaded([prompt])[0]
         assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-4
@@ -258,7 +245,7 @@ def test_single_experts_are_merged(family: str, scheme: dict[str, Any], tmp_path
     # Linear attention with random weights amplifies rounding: in float they differ as much.
     most = 1e-3 if family == "qwen3_5_moe" else 1e-4
     for prompt in random_prompts(config)[1:3]:
-        expected = their_logits(theirs, prompt)
+        expected = reference_logits(theirs, prompt)
         with torch.no_grad():
             actual = reloaded([prompt])[0]
         assert float((actual - expected).abs().max() / expected.abs().max()) < most
@@ -297,7 +284,7 @@ def test_embedding_and_untied_head_are_bit_equal(
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(
         tmp_path / "all", dtype=torch.bfloat16
     )
-    their_logits(theirs, prompts[0])  # the first forward pass decompresses
+    reference_logits(theirs, prompts[0])  # the first forward pass decompresses
     layers = compressed_layers(model)
     for name, module in (
         ("model.embed_tokens", theirs.get_input_embeddings()),
