@@ -21,7 +21,8 @@ import torch
 from common import tables
 from common.divergence import SEEDS, Divergence, Judges, paired, summarize
 from common.machine import provenance
-from common.rows import DECODER, SETTINGS
+from common.rows.decoders import SETTINGS
+from common.rows.steps import DECODER
 
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.processing.processor import Processor

@@ -48,28 +48,10 @@ from common.machine import provenance
 from common.packed import layer_bytes
 from common.preparing import prepare
 from common.recovery import recover_from_base
-from common.rows import (
-    ADAPTERS,
-    FLOAT,
-    GRID_METHODS,
-    GRIDS,
-    MASKS,
-    RECOVERED,
-    ROTATIONS,
-    SAMPLE_FACTORS,
-    SETTINGS,
-    SHRINKS,
-    WHOLE,
-    Row,
-    adapter_rows,
-    all_rows,
-    grid_rows,
-    mask_rows,
-    recovered_rows,
-    rotation_rows,
-    shrink_rows,
-    whole_rows,
-)
+from common.rows.decoders import SETTINGS
+from common.rows.families import all_rows, settings
+from common.rows.grids import FLOAT
+from common.rows.row import SAMPLE_FACTORS, Row
 from common.tables import listed
 
 import vlpress
@@ -105,16 +87,7 @@ def main() -> None:
     }
     rows = [
         row
-        for row in (
-            *all_rows(),
-            *grid_rows(),
-            *mask_rows(),
-            *adapter_rows(),
-            *recovered_rows(),
-            *rotation_rows(),
-            *shrink_rows(),
-            *whole_rows(),
-        )
+        for row in all_rows()
         if row.setting in options.settings and row.method in (options.methods or (row.method,))
     ]
     results["models"] = {
@@ -131,8 +104,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS, *MASKS, *ADAPTERS, *RECOVERED, *ROTATIONS, *SHRINKS, *WHOLE]
-    parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=settings(), default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
@@ -192,7 +164,7 @@ class Measurement:
 
     def seeds(self, row: Row) -> list[int]:
         """Calibration seeds of a row; only one for methods without calibration."""
-        looks = self.recipe(row, 0).needs_samples or row.unrotated  # draws depend on the seed
+        looks = self.recipe(row, 0).needs_samples or row.draws
         return row.seeds(self.options.seeds if looks else self.options.seeds[:1])
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -219,7 +191,7 @@ class Measurement:
 
     def beside(self, row: Row) -> dict[str, Any]:
         """Compare a row with the one beside it, on the held-out samples."""
-        other = self.nearest_integers(row) if row.setting in SHRINKS else row.beside
+        other = self.nearest_integers(row) if row.is_beside_plain else row.beside
         if other is None or other.setting not in self.options.settings:
             return {}
         interval = paired(*(self.runs(each, "held_out") for each in (row, other)))
@@ -227,11 +199,7 @@ class Measurement:
 
     def nearest_integers(self, row: Row) -> Row | None:
         """The row of plain integers whose checkpoint is nearest in size; None if there is none."""
-        plain = [
-            other
-            for other in self.rows
-            if other.method == "gptq" and "bits" in GRIDS.get(other.setting, {})
-        ]
+        plain = [other for other in self.rows if other.is_plain]
         size = self.bytes(row)
         return min(plain, key=lambda other: abs(self.bytes(other) - size), default=None)
 
@@ -242,8 +210,9 @@ class Measurement:
     def rows_to_score(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that are scored; of tables of levels also the solver that validation prefers."""
         chosen = [row for row in rows if row.scored]
-        for setting in dict.fromkeys(row.setting for row in rows if row.setting in GRIDS):
-            solvers = [r for r in rows if r.setting == setting and r.method in GRID_METHODS[1:]]
+        raced = [row for row in rows if row.scored_if_best]
+        for setting in dict.fromkeys(row.setting for row in raced):
+            solvers = [row for row in raced if row.setting == setting]
             means = {row: summarize(self.runs(row, "validation"))["kl_mean"] for row in solvers}
             chosen += sorted(means, key=lambda row: means[row])[:1]
         return chosen
@@ -393,7 +362,7 @@ class Measurement:
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
             **self.packed_bytes(model, report),
-            **({"layer_error": layer_error(report)} if row.setting in ADAPTERS else {}),
+            **({"layer_error": layer_error(report)} if row.has_layer_errors else {}),
             **self.judges.measure(model, self.sizes(row)),
         }
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import rows as own_rows
 from common.machine import provenance
+from common.rows.decoders import DecoderRow
 from peers import run, samples
 from peers.settings import RECORD, Job
 from published import decoder, encoder
@@ -194,7 +194,7 @@ class Table:
 
     def recipe(self, row: Row) -> Any:
         """Recipe of one of our rows."""
-        return own_rows.Row(row.setting, row.method).recipe(0, len(self.calibration))
+        return DecoderRow(row.setting, row.method).recipe(0, len(self.calibration))
 
     def ours(self, row: Row) -> dict[str, Any]:
         """Quantize with vlpress in memory, and measure."""

@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .machine import describe
-from .rows import HELD_OUT_FACTORS, SAMPLE_FACTORS
+from .rows.row import HELD_OUT_FACTORS, SAMPLE_FACTORS
 
 NAMES = {"builtin-mmbench": "MMBench", "builtin-ocrbench": "OCRBench", "builtin-mmmu": "MMMU"}
 

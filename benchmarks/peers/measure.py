@@ -15,7 +15,7 @@ from typing import Any
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import describe, provenance
-from common.rows import SAMPLE_FACTORS, sample_counts
+from common.rows.row import SAMPLE_FACTORS, sample_counts
 from common.tables import divergence, listed
 from peers.against import Row, Runs, sections
 from peers.settings import RECORD, Job

@@ -2,7 +2,7 @@
 
 import torch
 from common.float_weights import RoundedInputLinear, restore_weights_
-from common.rows import ACTIVATIONS, FLOAT, Row
+from common.rows.grids import ACTIVATIONS, FLOAT, GridRow
 from tiny_models import prompts, small_model
 
 from vlpress.quant.driver.pipeline import quantize_
@@ -13,7 +13,7 @@ from vlpress.quant.recipe.scheme import TableScheme
 def test_layers_round_their_input_and_keep_their_weight() -> None:
     model, original = small_model(), small_model()
     scheme = TableScheme("nvfp4", activations="dynamic")
-    quantize_(model, Row("nvfp4", FLOAT, ACTIVATIONS).recipe(0, 2), prompts(model.config))
+    quantize_(model, GridRow("nvfp4", FLOAT, ACTIVATIONS).recipe(0, 2), prompts(model.config))
     restore_weights_(model, original)
     name = "model.layers.0.mlp.gate_proj"
     layer, weight = model.get_submodule(name), original.get_parameter(f"{name}.weight").detach()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import rows
+from common.rows import decoders, grids
 from compressed_tensors.quantization import preset_name_to_scheme
 from peers import run, samples
 from peers.settings import (
@@ -46,7 +46,7 @@ def prompts(number: int) -> tuple[list[Prompt], int]:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_grids_equal_those_of_vlpress(name: str) -> None:
-    scheme, setting = QuantScheme(**rows.SETTINGS[name]), SETTINGS[name]
+    scheme, setting = QuantScheme(**decoders.SETTINGS[name]), SETTINGS[name]
     assert (scheme.bits, scheme.group_size) == (setting.bits, setting.group_size)
     assert scheme.symmetric == setting.symmetric
     assert (scheme.activations == "dynamic") == setting.int8_activations
@@ -54,7 +54,7 @@ def test_grids_equal_those_of_vlpress(name: str) -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_tables_equal_those_of_vlpress(name: str) -> None:
-    scheme, setting = TableScheme(**rows.GRIDS[name]), GRIDS[name]
+    scheme, setting = TableScheme(**grids.GRIDS[name]), GRIDS[name]
     preset = preset_name_to_scheme(setting.scheme, ["Linear"])
     for args, ours in (
         (preset.weights, weight_args(scheme)),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common.rows import SAMPLE_FACTORS, sample_counts
+from common.rows.row import SAMPLE_FACTORS, sample_counts
 from common.tables import larger_sets, other_commits
 
 

@@ -2,18 +2,12 @@
 
 import pytest
 from ablations import VARIANTS
-from common.rows import (
-    ACTIVATIONS,
-    FLOAT,
-    GRIDS,
-    SETTINGS,
-    Row,
-    all_rows,
-    grid_rows,
-    rotation_rows,
-    shrink_rows,
-    whole_rows,
-)
+from common.rows.decoders import SETTINGS, DecoderRow
+from common.rows.families import FAMILIES, all_rows
+from common.rows.grids import ACTIVATIONS, FLOAT, GRIDS, GridRow
+from common.rows.presets import PresetRow
+from common.rows.rotations import RotationRow
+from common.rows.shrinks import ShrunkRow
 from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
 
@@ -22,8 +16,8 @@ from vlpress.quant.checkpoint.loading import resolve_folder
 from vlpress.quant.driver.pipeline import make_plan
 
 
-@pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.key)
-def test_recipe_of_a_row(row: Row) -> None:
+@pytest.mark.parametrize("row", DecoderRow.rows(), ids=lambda row: row.key)
+def test_recipe_of_a_row(row: DecoderRow) -> None:
     recipe = row.recipe(7, 64)
     assert (recipe.calibration.seed, recipe.calibration.samples) == (7, 64)
     plan = make_plan(ModelConfig.from_folder(resolve_folder("tiny")), recipe)
@@ -42,7 +36,7 @@ def test_recipe_of_a_row(row: Row) -> None:
 def test_row_with_the_tower_quantizes_deepstack_mergers() -> None:
     tokenizer = Tokenizer.from_file(str(resolve_folder("tiny") / "tokenizer.json"))
     config = ModelConfig.from_dict(CONFIGS["qwen3_vl"](tokenizer))
-    plan = make_plan(config, Row("w8a8", "rtn", "decoder+vision").recipe(0, 64))
+    plan = make_plan(config, DecoderRow("w8a8", "rtn", "decoder+vision").recipe(0, 64))
     names = {row.name for row in plan.quantized if "deepstack" in row.name}
     assert names == {
         f"visual.deepstack_merger_list.{index}.linear_fc{layer}"
@@ -53,7 +47,7 @@ def test_row_with_the_tower_quantizes_deepstack_mergers() -> None:
 
 def test_rows_of_shrunk_decoders() -> None:
     config, labels = ModelConfig.from_folder(resolve_folder("tiny")), set()
-    for row in shrink_rows():
+    for row in ShrunkRow.rows():
         recipe = row.recipe(7, 64)
         (preparation,) = recipe.preparations
         assert recipe.is_float == (not row.setting.endswith("int4"))
@@ -65,7 +59,7 @@ def test_rows_of_shrunk_decoders() -> None:
 
 
 def test_rows_of_whole_presets_quantize_every_part() -> None:
-    for row in whole_rows():
+    for row in PresetRow.rows():
         recipe = row.recipe(7, 64)
         assert (recipe.calibration.seed, recipe.calibration.samples) == (7, 64)
         plan = make_plan(ModelConfig.from_folder(resolve_folder("tiny")), recipe)
@@ -74,22 +68,26 @@ def test_rows_of_whole_presets_quantize_every_part() -> None:
 
 
 def test_seeds_of_a_row() -> None:
-    assert Row("nvfp4a16", "gptq").seeds([0, 1, 2]) == [0, 1, 2]
-    assert Row("w4a16", "gptq").seeds([3, 4]) == [3, 4]
-    assert Row("int4", "gptq").seeds([3, 4]) == Row("nf4", "gptaq").seeds([3, 4]) == [3]
+    assert GridRow("nvfp4a16", "gptq").seeds([0, 1, 2]) == [0, 1, 2]
+    assert DecoderRow("w4a16", "gptq").seeds([3, 4]) == [3, 4]
+    assert GridRow("int4", "gptq").seeds([3, 4]) == GridRow("nf4", "gptaq").seeds([3, 4]) == [3]
 
 
 def test_numbers_of_samples() -> None:
-    assert Row("nvfp4", "gptq").sample_counts(256, 512) == {"validation": 256, "held_out": 2048}
-    assert Row("nvfp4", FLOAT, ACTIVATIONS).sample_counts(256, 512)["held_out"] == 2048
-    assert Row("w4a16", "gptq").sample_counts(256, 512)["validation"] == 1024
-    assert Row("w4a16", "gptq", "decoder+vision").sample_counts(256, 512)["validation"] == 256
-    assert Row("fp8", "gptq").sample_counts(256, 512)["held_out"] == 512
+    assert GridRow("nvfp4", "gptq").sample_counts(256, 512) == {"validation": 256, "held_out": 2048}
+    assert GridRow("nvfp4", FLOAT, ACTIVATIONS).sample_counts(256, 512)["held_out"] == 2048
+    assert DecoderRow("w4a16", "gptq").sample_counts(256, 512)["validation"] == 1024
+    assert (
+        DecoderRow("w4a16", "gptq", "decoder+vision").sample_counts(256, 512)["validation"] == 256
+    )
+    assert GridRow("fp8", "gptq").sample_counts(256, 512)["held_out"] == 512
 
 
 def test_keys_are_distinct() -> None:
-    rows = [*all_rows(), *grid_rows(), *whole_rows()]
+    rows = all_rows()
     assert len({row.key for row in rows}) == len(rows)
+    settings = [setting for family in FAMILIES for setting in family.settings]
+    assert len(set(settings)) == len(settings)
 
 
 def test_variants_of_a_recipe_differ() -> None:
@@ -104,7 +102,7 @@ def test_variants_of_a_recipe_differ() -> None:
 
 def test_rows_of_grids_fit_the_built_in_model() -> None:
     config = ModelConfig.from_folder(resolve_folder("tiny"))
-    for row in grid_rows():
+    for row in GridRow.rows():
         plan = make_plan(config, row.recipe(0, 64))
         grid = GRIDS[row.setting].get("grid")
         assert {r.step.scheme.to_dict().get("grid") for r in plan.quantized if r.step} == {grid}
@@ -112,11 +110,11 @@ def test_rows_of_grids_fit_the_built_in_model() -> None:
         assert row.scored == (row.method == "rtn")
 
 
-@pytest.mark.parametrize("row", rotation_rows(), ids=lambda row: row.key)
-def test_rows_of_rotations(row: Row) -> None:
+@pytest.mark.parametrize("row", RotationRow.rows(), ids=lambda row: row.key)
+def test_rows_of_rotations(row: RotationRow) -> None:
     recipe = row.recipe(7, 64)
     plan = make_plan(ModelConfig.from_folder(resolve_folder("tiny")), recipe)
     is_rotated = row.method.startswith("rotate")
     assert len(plan.quantized) == 5 * 7 and len(plan.preparations) == is_rotated
-    assert (row.unrotated in rotation_rows()) is is_rotated
+    assert (row.unrotated in RotationRow.rows()) is is_rotated
     assert plan.config.text.tie_word_embeddings is not is_rotated
