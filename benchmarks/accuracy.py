@@ -22,6 +22,10 @@ same without rotation, adapters of groups of nearest size, recovered ones of the
 ones of the integers of nearest size.
 With --packed every checkpoint is packed as well, and the table has the bytes of its quantized
 layers as stored and in the container.
+--table methods measures every method of compression beside plain integers, on the same samples and
+all with scores (`common/rows/selections.py`); its bytes are those of the whole decoder. A row is
+compared with its start or with the same row without a rotation, otherwise with the integers of
+nearest size.
 Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.
 """
 
@@ -39,19 +43,20 @@ from statistics import geometric_mean
 from typing import Any
 
 import torch
-from common import tables
+from common import methods_table, tables
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.dequantized_checkpoint import save_dequantized
 from common.divergence import SEEDS, Divergence, Judges, paired, summarize
 from common.float_weights import restore_weights_
 from common.machine import provenance
-from common.packed import layer_bytes
+from common.packed import DECODER, packed_bytes
 from common.preparing import prepare
 from common.recovery import recover_from_base
 from common.rows.decoders import SETTINGS
 from common.rows.families import all_rows, settings
 from common.rows.grids import FLOAT
 from common.rows.row import SAMPLE_FACTORS, Row
+from common.rows.selections import TABLES, nearest_plain, rows_of
 from common.tables import listed
 
 import vlpress
@@ -80,31 +85,34 @@ def main() -> None:
     results = provenance() | {
         "samples": options.samples,
         "seeds": options.seeds,
-        "validation": {"seed": SEEDS["validation"], "samples": options.validation},
         "held_out": {"seed": SEEDS["held_out"], "samples": options.held_out},
-        "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
-        "final": {"seed": SEEDS["final"], "times_held_out": FINAL},
     }
-    rows = [
-        row
-        for row in all_rows()
-        if row.setting in options.settings and row.method in (options.methods or (row.method,))
-    ]
+    if options.table is not None:
+        results["table"] = options.table
+    else:
+        results |= {
+            "validation": {"seed": SEEDS["validation"], "samples": options.validation},
+            "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
+            "final": {"seed": SEEDS["final"], "times_held_out": FINAL},
+        }
+    rows = chosen_rows(options)
     results["models"] = {
         name: Measurement(name, options, results["commit"]).table(rows) for name in options.models
     }
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (options.out / f"{options.name}.json").write_text(text)
-    (options.out / f"{options.name}.md").write_text(tables.accuracy(results))
-    print(tables.accuracy(results))
+    page = tables.accuracy(results) if options.table is None else methods_table.page(results)
+    (options.out / f"{options.name}.md").write_text(page)
+    print(page)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    parser.add_argument("--settings", nargs="+", choices=settings(), default=list(SETTINGS))
+    parser.add_argument("--table", choices=TABLES, help="rows of several families, see above")
+    parser.add_argument("--settings", nargs="+", choices=settings(), help="default the main table")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
@@ -119,7 +127,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="kept for resuming")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="accuracy", help="of the result files")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.table is not None:
+        if options.settings or options.methods:
+            parser.error("--table has its own rows; leave out --settings and --methods")
+        options.no_choice = options.packed = True
+    return options
+
+
+def chosen_rows(options: argparse.Namespace) -> list[Row]:
+    """Rows that the command line asks for."""
+    if options.table is not None:
+        return rows_of(TABLES[options.table])
+    rows = [row for row in all_rows() if row.setting in (options.settings or SETTINGS)]
+    return [row for row in rows if row.method in (options.methods or [row.method])]
 
 
 class Measurement:
@@ -137,6 +158,8 @@ class Measurement:
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Measure every row; return them, the best of each setting and the baseline's scores."""
         self.rows = rows
+        if self.options.limit != 0:
+            self.scored = [row for row in rows if row.scored or self.options.table is not None]
         for row in rows:
             if row.key in self.options.check:
                 self.check(row)
@@ -145,12 +168,14 @@ class Measurement:
             for row in rows:
                 if seed in self.seeds(row):
                     self.cell(row, seed)
-        self.scored = self.rows_to_score(rows) if self.options.limit != 0 else []
+        if self.scored:
+            self.scored += self.better_solvers()
         base = self.ask(self.name, self.work / "base") if self.scored else {}
         for row in self.scored:
             self.scores(row)
         if self.options.no_choice:
-            return {"base": base, "rows": [self.row(row) for row in rows], "best": []}
+            of_rows = [self.row(row) for row in rows]
+            return {"base": base, **self.base_bytes(), "rows": of_rows, "best": []}
         raced = {row: self.more(row, "runoff") for row in self.close(rows)}
         results = {row: self.row(row) | raced.get(row, {}) for row in rows}
         for row in rows:
@@ -158,6 +183,7 @@ class Measurement:
                 results[row] |= self.more(row, "final")
         return {
             "base": base,
+            **self.base_bytes(),
             "rows": list(results.values()),
             "best": choose(list(results.values())),
         }
@@ -180,42 +206,56 @@ class Measurement:
             "bits_per_weight": cells[0]["bits_per_weight"],
             "parts": cells[0].get("parts"),
             **({"bytes": cells[0]["bytes"]} if "bytes" in cells[0] else {}),
+            **({"decoder": self.decoder(row)} if self.options.table is not None else {}),
             **({"layer_error": cells[0]["layer_error"]} if "layer_error" in cells[0] else {}),
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
-            "validation": summarize(self.runs(row, "validation")),
-            "held_out": summarize(self.runs(row, "held_out")),
+            **{name: summarize(self.runs(row, name)) for name in self.sizes(row)},
             **self.beside(row),
             "benchmarks": self.scores(row) if row in self.scored else {},
         }
 
     def beside(self, row: Row) -> dict[str, Any]:
         """Compare a row with the one beside it, on the held-out samples."""
-        other = self.nearest_integers(row) if row.is_beside_plain else row.beside
-        if other is None or other.setting not in self.options.settings:
+        other = self.other(row)
+        if other is None or other.setting not in {each.setting for each in self.rows}:
             return {}
         interval = paired(*(self.runs(each, "held_out") for each in (row, other)))
         return {"beside": {"row": other.key, "ci95": [interval.low, interval.high]}}
 
-    def nearest_integers(self, row: Row) -> Row | None:
-        """The row of plain integers whose checkpoint is nearest in size; None if there is none."""
-        plain = [other for other in self.rows if other.is_plain]
-        size = self.bytes(row)
-        return min(plain, key=lambda other: abs(self.bytes(other) - size), default=None)
+    def other(self, row: Row) -> Row | None:
+        """The row beside another, which is a plain one for most rows of a table of all methods."""
+        if self.options.table is None and not row.is_beside_plain:
+            return row.beside
+        if row.is_beside_start and row.beside is not None:
+            return row.beside
+        if row.is_plain:
+            return None
+        packs = self.options.table is not None and row.saves_in_container
+        return nearest_plain(row, self.rows, self.packed_size if packs else self.size)
 
-    def bytes(self, row: Row) -> int:
+    def size(self, row: Row) -> int:
         """Bytes of all tensors of a row's checkpoint."""
         return sum(self.cell(row, self.seeds(row)[0])["parts"].values())
 
-    def rows_to_score(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows that are scored; of tables of levels also the solver that validation prefers."""
-        chosen = [row for row in rows if row.scored]
-        raced = [row for row in rows if row.scored_if_best]
-        for setting in dict.fromkeys(row.setting for row in raced):
-            solvers = [row for row in raced if row.setting == setting]
-            means = {row: summarize(self.runs(row, "validation"))["kl_mean"] for row in solvers}
-            chosen += sorted(means, key=lambda row: means[row])[:1]
-        return chosen
+    def decoder(self, row: Row) -> dict[str, int | None]:
+        """Bytes of a row's decoder, as stored by its plan and in a container."""
+        parts = self.cell(row, self.seeds(row)[0])["parts"]
+        return {"stored": sum(parts[part] for part in DECODER), "packed": self.packed_size(row)}
+
+    def packed_size(self, row: Row) -> int | None:
+        """Bytes of a row's decoder in a container; None if no format holds its grid."""
+        size: int | None = self.cell(row, self.seeds(row)[0]).get("bytes", {}).get("decoder_packed")
+        return size
+
+    def better_solvers(self) -> list[Row]:
+        """Of rows that are scored if they are the best ones in validation, that of each setting."""
+        rows = [row for row in self.rows if row.scored_if_best and row not in self.scored]
+        means = {row: summarize(self.runs(row, "validation"))["kl_mean"] for row in rows}
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.setting, []).append(row)
+        return [min(group, key=lambda row: means[row]) for group in groups.values()]
 
     def runs(self, row: Row, name: str) -> list[Divergence]:
         """Divergences of a row on one set of samples, by calibration seed."""
@@ -239,7 +279,7 @@ class Measurement:
         for seed in self.seeds(row):
             size = {name: sizes_by_name[name]}
             path = self.folder(row, seed) / f"{name}.json"
-            made_from = self.made_from(row, seed, size, packed=False)
+            made_from = self.made_from(row, seed, size)
             if (cell := self.stored(path, made_from)) is None:
                 cell = self.judges.measure(self.quantize(row, seed)[0], size)
                 cell = self.store(cell, path, made_from)
@@ -252,17 +292,15 @@ class Measurement:
         made_from = self.made_from(row, seed, self.sizes(row), packed=self.options.packed)
         if (cell := self.stored(path, made_from)) is not None:
             return cell
-        return self.store(self.measure(row, *self.quantize(row, seed)), path, made_from)
+        return self.store(self.measure(row, seed), path, made_from)
 
     def scores(self, row: Row) -> dict[str, Any]:
         """Evaluate the benchmarks with the checkpoint of the first seed, or load the scores."""
         seed = self.options.seeds[0]
         folder = self.folder(row, seed)
-        made_from = self.made_from(row, seed, {}, packed=False) | {"limit": self.options.limit}
+        made_from = self.made_from(row, seed, {}) | {"limit": self.options.limit}
         if (scored := self.stored(folder / "scores.json", made_from)) is None:
-            model, report = self.quantize(row, seed)
-            checkpoint = folder / "checkpoint"
-            self.save(model, report, checkpoint, self.source(row, seed))
+            checkpoint = self.checkpoint(row, seed)
             self.ask(str(checkpoint), folder / "eval", fresh=True)
             judged = compare(self.work / "base", folder / "eval", folder / "report")
             benchmarks = {
@@ -273,15 +311,28 @@ class Measurement:
         of_row: dict[str, Any] = scored["benchmarks"]
         return of_row
 
-    def save(self, model: QwenVL, report: QuantReport, folder: Path, source: Path) -> None:
-        """Write a checkpoint for the evaluation, in float if no format holds the grid."""
-        contents = report.plan.contents
+    def checkpoint(self, row: Row, seed: int) -> Path:
+        """Folder of a row's checkpoint, which is written unless it was measured with it."""
+        folder = self.folder(row, seed) / "checkpoint"
+        made_from = self.made_from(row, seed, {})
+        if not folder.is_dir() or self.stored(folder.with_suffix(".json"), made_from) is None:
+            self.save(row, seed, *self.quantize(row, seed))
+        return folder
+
+    def save(self, row: Row, seed: int, model: QwenVL, report: QuantReport) -> Path:
+        """Write a row's checkpoint, in float if no format holds the grid; return its folder."""
+        folder, source = self.folder(row, seed) / "checkpoint", self.source(row, seed)
+        record = folder.with_suffix(".json")
+        record.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if report.recipe.is_float:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
-        elif any(refusal(FORMATS[name], contents) is None for name in PREFERRED):
+            shutil.copytree(source, folder)
+        elif is_held(report):
             save_quantized(model, report, source, folder, overwrite=True)
         else:
             save_dequantized(model, source, folder)
+        self.store({}, record, self.made_from(row, seed, {}))
+        return folder
 
     def source(self, row: Row, seed: int) -> Path:
         """Folder of the float checkpoint that is quantized, once `quantize` has prepared it."""
@@ -296,7 +347,7 @@ class Measurement:
         return folder
 
     def made_from(
-        self, row: Row, seed: int, sizes: dict[str, int], *, packed: bool
+        self, row: Row, seed: int, sizes: dict[str, int], *, packed: bool = False
     ) -> dict[str, Any]:
         """Inputs that determine the numbers of a cell, and whether it has packed bytes."""
         recipe = self.recipe(row, seed).to_dict()
@@ -349,8 +400,9 @@ class Measurement:
             restore_weights_(model, open_model(self.name, device="cpu"))
         return model, report
 
-    def measure(self, row: Row, model: QwenVL, report: QuantReport) -> dict[str, Any]:
-        """Measure a cell, without benchmark scores."""
+    def measure(self, row: Row, seed: int) -> dict[str, Any]:
+        """Measure a cell, without benchmark scores, and write the checkpoint that these need."""
+        model, report = self.quantize(row, seed)
         solved = (
             layer.row.spec.out_features
             for layer in report.layers
@@ -361,26 +413,46 @@ class Measurement:
             "parts": report.plan.candidate_parts,
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
-            **self.packed_bytes(model, report),
+            **self.written(row, seed, model, report),
             **({"layer_error": layer_error(report)} if row.has_layer_errors else {}),
             **self.judges.measure(model, self.sizes(row)),
         }
 
-    def packed_bytes(self, model: QwenVL, report: QuantReport) -> dict[str, Any]:
-        """Bytes of the quantized layers, if they are asked for."""
+    def written(self, row: Row, seed: int, model: QwenVL, report: QuantReport) -> dict[str, Any]:
+        """Write the checkpoint if it is scored or packed; return its bytes in the latter case."""
+        is_scored = row in self.scored and seed == self.options.seeds[0]
+        is_packed = self.options.packed and (report.recipe.is_float or is_held(report))
+        if not is_scored and not is_packed:
+            return {}
+        folder = self.save(row, seed, model, report)
+        if not is_packed:
+            return {}
+        size, parts = packed_bytes(folder, report.layers), report.plan.candidate_parts
+        planned = sum(parts[part] for part in DECODER)
+        if size["decoder_stored"] != planned:
+            sys.exit(f"{self.name} {row.key}: {size['decoder_stored']} bytes, planned {planned}")
+        if not is_scored:
+            shutil.rmtree(folder)
+        return {"bytes": size}
+
+    def base_bytes(self) -> dict[str, Any]:
+        """Bytes of the original, if those of rows are counted."""
         if not self.options.packed:
             return {}
-        return {"bytes": layer_bytes(model, report, resolve_folder(self.name))}
+        return {"base_bytes": packed_bytes(Path(resolve_folder(self.name)))}
 
     def sizes(self, row: Row) -> dict[str, int]:
         """Number of samples of each set for a row."""
-        return row.sample_counts(self.options.validation, self.options.held_out)
+        options = self.options
+        if options.table is not None:  # nothing is chosen, and any two rows may be compared
+            return {"held_out": options.held_out}
+        return row.sample_counts(options.validation, options.held_out)
 
     def check(self, row: Row) -> None:
         """Measure a stored row again and fail if a number differs."""
         seed = self.seeds(row)[-1]
         stored = json.loads((self.folder(row, seed) / "cell.json").read_text())
-        measured = json.loads(json.dumps(self.measure(row, *self.quantize(row, seed))))
+        measured = json.loads(json.dumps(self.measure(row, seed)))
         if changed := [key for key, value in measured.items() if stored.get(key) != value]:
             sys.exit(f"{self.name} {row.key} seed {seed}: {listed(changed)} moved")
         print(self.name, row.key, seed, "as stored", file=sys.stderr, flush=True)
@@ -400,6 +472,12 @@ class Measurement:
             name: {"score": row["score"], "n": row["n"]}
             for name, row in scores["benchmarks"].items()
         }
+
+
+def is_held(report: QuantReport) -> bool:
+    """Whether a checkpoint format holds the result."""
+    contents = report.plan.contents
+    return any(refusal(FORMATS[name], contents) is None for name in PREFERRED)
 
 
 def layer_error(report: QuantReport) -> float:

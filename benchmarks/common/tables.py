@@ -114,7 +114,7 @@ def difference(beside: Mapping[str, Any] | None) -> str:
 
 def packed_cells(size: Mapping[str, int] | None) -> list[str]:
     """KiB of the quantized layers as stored and packed, and packed bits per weight."""
-    if size is None:
+    if size is None or not size["weights"]:
         return ["", "", ""]
     kibibytes = (f"{size[key] / 2**10:.0f}" for key in ("stored", "packed"))
     return [*kibibytes, f"{8 * size['packed'] / size['weights']:.2f}"]

@@ -5,8 +5,12 @@ from ablations import VARIANTS
 from common.rows.decoders import SETTINGS, DecoderRow
 from common.rows.families import FAMILIES, all_rows
 from common.rows.grids import ACTIVATIONS, FLOAT, GRIDS, GridRow
+from common.rows.masks import MaskRow
 from common.rows.presets import PresetRow
+from common.rows.recovered import RecoveredRow
 from common.rows.rotations import RotationRow
+from common.rows.row import Row
+from common.rows.selections import METHODS, nearest_plain, rows_of
 from common.rows.shrinks import ShrunkRow
 from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
@@ -118,3 +122,37 @@ def test_rows_of_rotations(row: RotationRow) -> None:
     assert len(plan.quantized) == 5 * 7 and len(plan.preparations) == is_rotated
     assert (row.unrotated in RotationRow.rows()) is is_rotated
     assert plan.config.text.tie_word_embeddings is not is_rotated
+
+
+def test_table_of_methods_has_rows_of_families() -> None:
+    rows = rows_of(METHODS)
+    assert len({row.key for row in rows}) == len(rows)
+    assert set(rows) <= set(all_rows())
+    unplaced = {DecoderRow, PresetRow}
+    assert {type(row) for row in rows} == {*FAMILIES} - unplaced
+    assert {row.scheme["score"] for row in rows if isinstance(row, MaskRow)} == {
+        "magnitude",
+        "wanda",
+        "sparsegpt",
+    }
+    for row in rows:
+        if row.is_beside_start and row.beside is not None:
+            assert row.beside in rows
+    widths = [row.setting for row in rows if row.is_plain]
+    assert widths == ["int2", "int3", "int4", "int5", "int8", "int3-g32", "int4-g32"]
+
+
+def test_nearest_plain_row() -> None:
+    rows = rows_of(METHODS)
+    sizes = {"int2": 20, "int3": 30, "int3-g32": 35, "int4": 40, "int4-g32": None}
+    masked, recovered = MaskRow("int4-0.5-wanda", "gptq"), RecoveredRow("int2-recovered", "gptaq")
+    sizes |= {masked.setting: 37, recovered.setting: 20}
+
+    def nearest(row: Row) -> str | None:
+        other = nearest_plain(row, rows, lambda each: sizes.get(each.setting))
+        return None if other is None else other.key
+
+    assert nearest(masked) == "int3-g32/gptq"
+    assert nearest(recovered) == "int2/gptq"
+    assert nearest(MaskRow("int4-0.75-wanda", "gptq")) is None  # of unknown size
+    assert nearest_plain(masked, [masked], lambda row: 1) is None
