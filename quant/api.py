@@ -34,7 +34,7 @@ from .deployment.export import check_deployment, check_options, read_deployment,
 from .deployment.source import ExportSource
 from .deployment.table import DEPLOYMENT_FORMATS
 from .driver.pipeline import check_format
-from .job import Job
+from .job import Job, estimate_recovery, find_recovery
 from .plan.experts import expected_tokens
 from .plan.packed_size import packed_parts
 from .plan.plan import make_plan
@@ -44,7 +44,7 @@ from .prepare.result import KEY, describe_prepared, prepared_record
 from .recipe.adapter import ADAPTER
 from .recipe.recover import NAME as RECOVER
 from .recipe.vision_input import MAX_PIXELS
-from .resolve import Source, resolve_recipe
+from .resolve import Source, resolve_recipe, sample_processor
 
 
 @verb(QuantizeOptions)
@@ -124,6 +124,8 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         for warning in counts.warnings:
             reporter.warn(warning)
     tokens, longest = sum(counts.tokens), max(counts.tokens, default=0)
+    training = find_recovery(recipe, source, sample_processor(source, recipe), options)
+    recovering = estimate_recovery(layers, recipe, training, counts.tokens, rates)
     return {
         "model": source.name,
         "recipe": recipe.to_dict(),
@@ -134,7 +136,8 @@ def plan(options: PlanOptions) -> dict[str, Any]:
             "samples": len(counts.tokens),
             "with_images": counts.with_images,
             "tokens": tokens,
-            "seconds": solve + per_token * tokens,
+            "seconds": solve + per_token * tokens + recovering,
+            "recovery_seconds": recovering,
             "process_bytes": process,
             "peak_bytes": process + layers.memory.peak(tokens, longest, options.cache_bytes),
             "scratch_bytes": layers.memory.scratch(tokens)

@@ -40,6 +40,7 @@ from .prepare.context import Context
 from .prepare.running import FOLDER as PREPARED
 from .prepare.running import Prepared, prepare_source
 from .recipe.recipe import Recipe
+from .recover.recovery_time import estimate_rounding
 from .recover.work import RecoveryWork
 from .resolve import (
     Source,
@@ -93,6 +94,42 @@ def are_foreign_drawings(name: str, drawn: Draw[Sample], calibration: Calibratio
     return are_drawings and name not in BUILTIN_MODELS
 
 
+def find_recovery(
+    recipe: Recipe, source: Source, samples_as: Processor, calibration: CalibrationOptions
+) -> RecoveryWork | None:
+    """Prepare the training that a recipe asks for after quantization; None: there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: see `RecoveryWork.prepare`.
+    """
+    if recipe.recover is None or recipe.recover.is_blockwise:
+        return None
+    return RecoveryWork.prepare(recipe.recover, source, samples_as, source.settings, calibration)
+
+
+def estimate_recovery(
+    plan: Plan,
+    recipe: Recipe,
+    recovery: RecoveryWork | None,
+    tokens: Sequence[int],
+    rates: Probe,
+) -> float:
+    """Estimate the seconds of a recipe's recovery, of whichever kind; 0 without one.
+
+    Args:
+        plan: of the quantization.
+        recipe: which has the recovery, or none.
+        recovery: from `find_recovery`.
+        tokens: of each calibration sample.
+        rates: of this machine.
+    """
+    if recovery is not None:
+        return recovery.estimate_seconds(plan, rates)
+    if recipe.recover is not None:
+        return estimate_rounding(plan, recipe.recover, tokens, rates.mac32)
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Job:
     """A checkpoint to be made, with everything that decides its bytes."""
@@ -143,11 +180,7 @@ class Job:
         drawn = open_samples(recipe, calibration, samples_as)
         if drawn.samples:
             check_images(plan, present=any(map(has_images, drawn.samples)))
-        recovery = None
-        if recipe.recover is not None and not recipe.recover.is_blockwise:
-            recovery = RecoveryWork.prepare(
-                recipe.recover, source, samples_as, source.settings, calibration
-            )
+        recovery = find_recovery(recipe, source, samples_as, calibration)
         processor = source.processor()
         return cls(source, recipe, plan, drawn, processor, samples_as, calibration, recovery)
 
@@ -195,14 +228,20 @@ class Job:
         }
 
     def estimate_seconds(self, rates: Probe) -> float:
-        """Estimate the time of the quantization on a machine, see `time_estimate`."""
+        """Estimate the time of the quantization on a machine, see `time_estimate`.
+
+        Recovery is counted, preparations are not.
+        """
         solving, per_token = estimate_time(
             self.plan,
             rates,
             true_sequential=self.recipe.calibration.true_sequential,
             gradient=self.recipe.needs_gradient,
         )
-        return solving + per_token * sum(self.drawn.tokens)
+        recovering = estimate_recovery(
+            self.plan, self.recipe, self.recovery, self.drawn.tokens, rates
+        )
+        return solving + per_token * sum(self.drawn.tokens) + recovering
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that the checkpoint depends on, as JSON values."""

@@ -26,11 +26,14 @@ from ...model.weight_files import digest_folder
 from ..checkpoint.loading import is_quantized, load_quantized, open_model
 from ..checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from ..config import CalibrationOptions, ModelSettings
+from ..plan.plan import Plan
+from ..plan.time_estimate import Probe
 from ..recipe.recover import NAME, SELF, Recover
 from ..resolve import Source, encode_samples, sample_length
 from .answers import FEATURES, Answers
 from .checkpoint import Replacing, write_recovered
 from .recovery import recover_
+from .recovery_time import estimate_training
 from .teachers import Teacher, is_store, store_teacher
 
 TEACHERS = "teachers"
@@ -110,6 +113,13 @@ class RecoveryWork:
     def fingerprint(self) -> list[dict[str, Any]]:
         """Return what the teachers are, as JSON values; the samples are in the job's own."""
         return [teacher.fingerprint() for teacher in self.teachers]
+
+    def estimate_seconds(self, plan: Plan, rates: Probe) -> float:
+        """Estimate the time of the training on a machine, see `recovery_time`."""
+        device = choose_device(self.settings.device)
+        in_float32 = training_dtype(self.settings.dtype, device) == "fp32"
+        mac = rates.mac32 if in_float32 else rates.mac
+        return estimate_training(plan, self.options, self.drawn.tokens, mac)
 
     def run(self, checkpoint: Path, target: Path, work: Path, reporter: Reporter) -> None:
         """Recover a quantized checkpoint into an existing empty folder.

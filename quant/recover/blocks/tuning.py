@@ -61,6 +61,12 @@ class Tuned:
         return dict(vars(self))
 
 
+def divide_samples(samples: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Divide samples into those that are trained on and those that are held out, at least one."""
+    held_out = list(samples)[HELD_OUT - 1 :: HELD_OUT] or list(samples)[-1:]
+    return [number for number in samples if number not in set(held_out)], held_out
+
+
 class BlockTuner:
     """Tunes the layers of one block.
 
@@ -83,8 +89,7 @@ class BlockTuner:
         seed: int,
     ) -> None:
         self._layers, self._run, self._target, self._options = layers, run, target, options
-        self._held_out = list(samples)[HELD_OUT - 1 :: HELD_OUT] or list(samples)[-1:]
-        self._training = [i for i in samples if i not in set(self._held_out)]
+        self._training, self._held_out = divide_samples(samples)
         self._generator = torch.Generator().manual_seed(seed)
         self._parameters = [layer.rounding for layer in layers.values()]
         self._parameters += [layer.factors for layer in layers.values()]

@@ -146,12 +146,17 @@ def _estimate(memory: Result, estimate: Result) -> list[str]:
             f"{experts['tokens']:.0f} of {estimate['tokens']} tokens each; those with fewer than "
             f"{experts['floor']} are rounded"
         )
+    if not estimate["samples"]:
+        samples = "rounding, which needs no calibration samples"
+    recovery = ""
+    if estimate["recovery_seconds"]:
+        recovery = f", {format_seconds(estimate['recovery_seconds'])} of it for recovery"
     return [
         *lines,
         f"disk: {format_bytes(estimate['scratch_bytes'])} while it runs, "
         f"{format_bytes(estimate['output_bytes'])} for the result",
         f"time on this machine: at least {format_seconds(estimate['seconds'])} for "
-        f"{samples if estimate['samples'] else 'rounding, which needs no samples'}",
+        f"{samples}{recovery}",
     ]
 
 
