@@ -41,7 +41,6 @@ def recover_from_base(
     answers = Answers(
         open_model(base, device="cpu", dtype="fp32"), prompts, MemoryActivationStore()
     )
-    answers.encode_images()
     digests = [content_digest(sample) for sample in samples]
     store_teacher(folder, answers, digests, {"model": base}, batch=BATCH, update=_quiet)
     teachers = [(folder, 1.0)]

@@ -5,7 +5,7 @@ Only the decoder is trained: the features of images are computed once per sample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,9 +43,10 @@ class Answers:
             )
 
     @torch.no_grad()
-    def encode_images(self) -> None:
-        """Compute and store the features of all samples; must run before `logits`."""
-        for number, prompt in enumerate(self.prompts):
+    def encode_images(self, numbers: Iterable[int] | None = None) -> None:
+        """Compute and store the features of samples, which `logits` needs; default all."""
+        for number in range(len(self.prompts)) if numbers is None else numbers:
+            prompt = self.prompts[number]
             encoded = self.model.encode(prompt.visuals) if prompt.visuals else []
             # Tokens that the model drops are chosen once; `embed` leaves their features out.
             (self.prompts[number],), _ = self.model.reduce([prompt], [encoded])

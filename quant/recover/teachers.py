@@ -57,7 +57,7 @@ def store_teacher(
 
     Args:
         folder: created if missing.
-        answers: of the teacher, with the features of all samples.
+        answers: of the teacher; only images of samples that are not stored yet are encoded.
         digests: content of each sample, see `content_digest`.
         fingerprint: JSON values that identify the teacher.
         batch: samples at once.
@@ -76,6 +76,7 @@ def store_teacher(
     known = read_journal(folder / INDEX, REMEDY, ignore_damaged_end=True)
     done = {record["of"] for record in known.records}
     left = [number for number, digest in enumerate(digests) if digest not in done]
+    answers.encode_images(left)
     with JournalFile(folder / INDEX, known.size) as journal:
         for start in range(0, len(left), batch):
             numbers = left[start : start + batch]

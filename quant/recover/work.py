@@ -228,7 +228,6 @@ def teach(
         dtype = training_dtype(source.settings.dtype, device)
         model = open_model(source.folder, device=device, dtype=dtype)
         answers = Answers(model, prompts, features)
-        answers.encode_images()
         store_teacher(folder, answers, digests, fingerprint, batch=batch, update=update)
         features.keep(())
 

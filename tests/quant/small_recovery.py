@@ -78,7 +78,6 @@ def store_answers(
     folder: Path, model: QwenVL, samples: list[Sample], prompts: list[Prompt], **more: Any
 ) -> None:
     answers = Answers(model, prompts, MemoryActivationStore())
-    answers.encode_images()
     digests = [content_digest(sample) for sample in samples]
     options: dict[str, Any] = {"batch": 5, "update": quiet, **more}
     store_teacher(folder, answers, digests, {"model": "float"}, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from small_recovery import Small, make_small, quiet, store_answers
 
 from vlpress.calib.activation_store import MemoryActivationStore
 from vlpress.calib.samples.sample import Sample, content_digest
+from vlpress.model.features import Features
+from vlpress.model.processing.inputs import Visual
 from vlpress.quant.recover.answers import Answers
 from vlpress.quant.recover.teachers import Teacher
 
@@ -58,6 +61,25 @@ def test_an_interrupted_store_is_continued(small: Small, tmp_path: Path) -> None
     assert seen[0] == 5
     names = {path.name: path.read_bytes() for path in small.store.iterdir() if path.is_file()}
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == names
+
+
+def test_images_of_stored_samples_are_not_encoded_again(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = small.model.encode
+
+    def count(visuals: Sequence[Visual]) -> list[Features]:
+        encoded.append(len(visuals))
+        return encode(visuals)
+
+    monkeypatch.setattr(small.model, "encode", count)
+    with_images = [bool(prompt.visuals) for prompt in small.prompts]
+    for number, expected in ((5, sum(with_images[:5])), (12, sum(with_images[5:])), (12, 0)):
+        encoded.clear()
+        store_answers(tmp_path, small.model, small.samples[:number], small.prompts[:number])
+        assert len(encoded) == expected
+    assert sum(with_images[5:]) > 0
 
 
 def test_other_samples_answers_and_teachers_are_refused(small: Small, tmp_path: Path) -> None:
