@@ -135,6 +135,7 @@ def test_bindings_leave_the_float_function_unchanged(source: Path, method: dict[
     assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+@pytest.mark.usefixtures("reference_kernel")
 def test_formats_hold_the_same_integers(source: Path, tmp_path: Path) -> None:
     prompts = samples(source)
     model = load_model(source, device="cpu")
@@ -211,6 +212,7 @@ def test_patterns_tell_the_towers_layers_from_the_decoders() -> None:
     ]
 
 
+@pytest.mark.usefixtures("reference_kernel")
 def test_blocks_from_files_equal_the_model_in_memory(source: Path, tmp_path: Path) -> None:
     steps = [
         {"method": "gptq", "bits": 4, "group_size": 128, **DECODER},
@@ -228,6 +230,7 @@ def test_blocks_from_files_equal_the_model_in_memory(source: Path, tmp_path: Pat
     assert 0 < float((expected - original).norm() / original.norm()) < 0.5
 
 
+@pytest.mark.usefixtures("reference_kernel")
 def test_exports_and_refusals(llama: Path, tmp_path: Path) -> None:
     model = load_model(llama, device="cpu")
     report = quantize_(model, recipe(INT4 | DECODER), samples(llama))
