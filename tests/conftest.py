@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ from tokenizers import Tokenizer
 from trained_tokenizers import trained_tokenizer, write_tokenizer_files
 from workbench import Workbench
 
+from vlpress.common.imports import without_collections
 from vlpress.eval.tasks.generated.answer_limits import Defaults
 from vlpress.model.processing.processor import Processor
 from vlpress.quant.vocabulary.byte_pairs import BytePairs
@@ -45,6 +47,19 @@ if not torch.cuda.is_available():
 # A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave all that is imported and collected out of garbage collections.
+
+    Evaluations collect before they measure memory, and each time would look through all modules of
+    the suite.
+    """
+    with without_collections():
+        result = yield
+    gc.freeze()
+    return result
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
