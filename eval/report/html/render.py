@@ -7,6 +7,7 @@ content security policy also forbids the page to load anything or to run any scr
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,19 +39,28 @@ def render(template: str, **view: Any) -> str:
     Raises:
         jinja2.UndefinedError: a variable of the template is missing in `view`.
     """
-    environment = Environment(
+    script = (TEMPLATES / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
+            script=Markup(script),
+            script_digest=digest,
+            version=__version__,
+            **view,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    """The templates' environment; it keeps the compiled templates for further pages."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    script = (TEMPLATES / "page.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
-        script=Markup(script),
-        script_digest=digest,
-        version=__version__,
-        **view,
     )
