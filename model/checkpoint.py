@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from .stored_files import damaged_file_error, is_packed, open_file
 from .weight_files import INDEX_FILE, WeightFiles, find_weights
 
 COPY_CHUNK = 2**26  # bytes
+MAPPED_BYTES = 2**24
+"""Bytes that are read before files are mapped anew: pages count as resident until then."""
 ADAPTER_NAME_PARTS = (".lora_", "base_model.model.")  # in tensor names written by PEFT
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,10 @@ def module_name(name: str) -> str:
     return name
 
 
+FileState = tuple[int, int, int]
+"""Inode, bytes and time of the last change of a file."""
+
+
 class CheckpointReader:
     """Names, shapes and tensors of a checkpoint folder; a tensor is read on access.
 
@@ -100,6 +106,8 @@ class CheckpointReader:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._handles: dict[str, Any] = {}
+        self._mapped: dict[str, tuple[Any, FileState]] = {}
+        self._mapped_bytes = 0
         self._files: dict[str, str] = {}
         self._sources: dict[str, str] = {}
         weights = find_weights(self.folder)
@@ -143,12 +151,7 @@ class CheckpointReader:
             ValueError: there is no such tensor, or its bytes cannot be read.
         """
         file, source = self._location(name)
-        path = self.folder / file
-        try:
-            value: Tensor = self._reopen(file).get_tensor(source)
-        except SafetensorError as error:
-            raise damaged_file_error(path, error) from None
-        return value
+        return self._read(file, lambda opened: opened.get_tensor(source))
 
     def copy(self, name: str) -> Tensor:
         """Copy one tensor as stored into its own memory, on the CPU.
@@ -165,13 +168,9 @@ class CheckpointReader:
         if not shape or len(copy) <= rows:
             return copy.copy_(self.tensor(name))
         file, source = self._location(name)
-        path = self.folder / file
         for begin in range(0, len(copy), rows):
             chunk = slice(begin, begin + rows)
-            try:
-                copy[chunk] = self._reopen(file).get_slice(source)[chunk]
-            except SafetensorError as error:
-                raise damaged_file_error(path, error) from None
+            copy[chunk] = self._read(file, _rows(source, chunk))
         return copy
 
     def first_rows(self, name: str, count: int) -> Tensor:
@@ -181,11 +180,7 @@ class CheckpointReader:
             ValueError: see `tensor`.
         """
         file, source = self._location(name)
-        try:
-            rows: Tensor = self._reopen(file).get_slice(source)[:count]
-        except SafetensorError as error:
-            raise damaged_file_error(self.folder / file, error) from None
-        return rows
+        return self._read(file, _rows(source, slice(count)))
 
     def lazy(self, name: str) -> LazyTensor:
         """Return one tensor as stored, to be read when it is serialized."""
@@ -227,10 +222,32 @@ class CheckpointReader:
             self._handles[file] = open_file(self.folder / file)
         return self._handles[file]
 
-    def _reopen(self, file: str) -> Any:
-        """Open a mapped file again: pages that were read count as resident until it is closed."""
+    def _read(self, file: str, read: Callable[[Any], Tensor]) -> Tensor:
+        """Read from a file; after `MAPPED_BYTES` the next reads map files anew."""
+        try:
+            value = read(self._map(file))
+        except SafetensorError as error:
+            raise damaged_file_error(self.folder / file, error) from None
+        self._mapped_bytes += value.nbytes
+        if self._mapped_bytes > MAPPED_BYTES:
+            self._mapped.clear()
+            self._mapped_bytes = 0
+        return value
+
+    def _map(self, file: str) -> Any:
+        """Open a file for reading tensors, again if it was changed since.
+
+        Reading pages that another process has cut off would end this one.
+        """
         path = self.folder / file
-        return self._open(file) if is_packed(path) else open_file(path)
+        if is_packed(path):
+            return self._open(file)
+        state = _file_state(path)
+        opened, seen = self._mapped.get(file, (None, None))
+        if opened is None or seen != state:
+            opened = open_file(path)
+            self._mapped[file] = opened, state
+        return opened
 
     def _listed(self, weights: WeightFiles) -> Iterator[tuple[str, str]]:
         """Yield source name and file of every tensor in the order of the index or file."""
@@ -265,6 +282,16 @@ class CheckpointReader:
                 f"{self.folder}: {self._sources[name]!r} and {source!r} are the same tensor "
                 "under two namings; keep one"
             )
+
+
+def _rows(source: str, rows: slice) -> Callable[[Any], Tensor]:
+    """Return a function that reads rows of a tensor from an open file."""
+    return lambda opened: opened.get_slice(source)[rows]
+
+
+def _file_state(path: Path) -> FileState:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @cache
