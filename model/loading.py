@@ -7,7 +7,9 @@ peak memory is then that of the largest block instead of the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ __all__ = [
     "choose_dtype",
     "load_block",
     "load_model",
+    "parameter_shapes",
     "release_block",
     "resolve_model",
     "stored_dtype",
@@ -77,6 +80,13 @@ def build_model(
     with torch.device(device):
         model = QwenVL(config)
     return model.to(dtype).eval()
+
+
+@lru_cache(maxsize=32)
+def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of all parameters by name, whether a checkpoint stores them or not."""
+    parameters = build_model(config).named_parameters()
+    return MappingProxyType({name: tuple(each.shape) for name, each in parameters})
 
 
 def load_model(

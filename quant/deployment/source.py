@@ -11,7 +11,7 @@ from torch import Tensor
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, Family, LinearSpec, family_of
-from ...model.loading import build_model, check_tensors, check_tied_head
+from ...model.loading import build_model, check_tensors, check_tied_head, parameter_shapes
 from ..checkpoint.loading import is_quantized
 from ..checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from ..compressed_weight import CompressedWeight
@@ -55,7 +55,7 @@ class ExportSource:
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of all parameters of the model, whether a checkpoint stores them or not."""
-        return tuple(name for name, _ in build_model(self.config).named_parameters())
+        return tuple(parameter_shapes(self.config))
 
     def check(self) -> None:
         """Compare the names of the stored tensors with those of the model.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ...model.byte_parts import bytes_by_part
 from ...model.carried import CarriedTensors
 from ...model.config import ModelConfig
-from ...model.loading import build_model
+from ...model.loading import parameter_shapes
 from ..recipe.recipe import Recipe
 from ..steps.preparation import Preparation
 
@@ -79,6 +80,5 @@ def plan_preparations(
 
 def float_parts(config: ModelConfig, itemsize: int, carried: CarriedTensors) -> Mapping[str, int]:
     """Count the tensor bytes of a float checkpoint by part, see `bytes_by_part`."""
-    parameters = build_model(config).named_parameters()
-    sizes = [(name, p.numel() * itemsize) for name, p in parameters]
+    sizes = [(name, prod(shape) * itemsize) for name, shape in parameter_shapes(config).items()]
     return bytes_by_part(config, [*sizes, *carried.bytes.items()])

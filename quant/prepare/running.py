@@ -20,7 +20,7 @@ from ...common.json_files import read_json
 from ...common.progress import Reporter
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
-from ...model.loading import build_model, check_tensors
+from ...model.loading import build_model, check_tensors, parameter_shapes
 from ..steps.preparation import Preparation
 from .context import Context
 
@@ -91,14 +91,10 @@ def _write(
     foreseen = preparation.foresee(ModelConfig.from_folder(source), source).config
     record = {**preparation.to_dict(), **preparation.prepare(source, folder, context)}
     written = ModelConfig.from_folder(folder)
-    if _shapes(written) != _shapes(foreseen):
+    if parameter_shapes(written) != parameter_shapes(foreseen):
         raise AssertionError(f"{preparation.method} wrote other shapes than it foresaw")
     check_tensors(CheckpointReader(folder), build_model(written))
     return record
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in build_model(config).named_parameters()}
 
 
 def _remove(folder: Path) -> None:

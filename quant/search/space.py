@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from ...model.carried import CarriedTensors
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec, family_of
-from ...model.loading import build_model
+from ...model.loading import parameter_shapes
 from ...model.untying import untied_config
 from ..checkpoint.formats.table import FORMATS
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
@@ -138,7 +139,7 @@ class SearchSpace:
         specs = [*family.linears(prepared), family.embedding(prepared)]
         groups = tuple(_groups(prepared, specs, tied, tp, masks))
         sources = {spec.name: spec for spec in [*family.linears(config), family.embedding(config)]}
-        total = sum(p.numel() for p in build_model(config).parameters()) * dtype.itemsize
+        total = sum(map(prod, parameter_shapes(config).values())) * dtype.itemsize
         stored = sum(float_bytes(spec, dtype.itemsize) for spec in sources.values())
         fixed = total - stored + sum((carried or CarriedTensors()).bytes.values())
         return cls(config, prepared, groups, padding, fixed, dtype, tp)

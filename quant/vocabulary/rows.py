@@ -8,7 +8,7 @@ from pathlib import Path
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING
-from ...model.loading import HEAD, build_model
+from ...model.loading import HEAD, parameter_shapes
 
 ROWS = (f"{EMBEDDING}.weight", HEAD)
 """Tensors whose rows are selected; a tied head that is stored is among them."""
@@ -28,7 +28,7 @@ def check_rows(folder: Path, config: ModelConfig) -> None:
         ValueError: a tensor has a dimension as long as the vocabulary.
     """
     reader = CheckpointReader(folder)
-    known = {name for name, _ in build_model(config).named_parameters()}
+    known = set(parameter_shapes(config))
     size = config.text.vocab_size
     for name in _others(reader, known):
         if size in reader.shape(name):
