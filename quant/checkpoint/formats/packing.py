@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25
-"""Values that are packed at a time, to bound the memory beside the result."""
+CHUNK_ELEMENTS = 2**16
+"""Values that are packed or unpacked at a time, so that intermediate results stay in the cache."""
 VALUES = 32
 """Values that fill a whole number of words at every width."""
 
@@ -40,25 +40,37 @@ def pack(values: Tensor, bits: int) -> Tensor:
             f"values from {int(values.min())} to {int(values.max())} do not fit "
             f"{bits} unsigned bits"
         )
-    # Columns do not depend on each other, and words are built in eight bytes each.
-    runs = torch.split(values, max(1, CHUNK_ELEMENTS // max(1, rows)), dim=1)
-    return torch.cat([_pack_columns(run, bits) for run in runs], dim=1)
+    word, shift, room, crossing = _positions(bits, values.device)
+    columns = values.shape[1]
+    groups = values.reshape(rows // VALUES, VALUES, columns)
+    packed = torch.empty(len(groups), bits, columns, dtype=torch.int32, device=values.device)
+    for chunk in _chunks(groups):
+        value = groups[chunk].to(torch.int64)  # int64 holds unsigned words
+        words = torch.zeros(len(value), bits, columns, dtype=torch.int64, device=values.device)
+        words.index_add_(1, word, (value << shift) & 0xFFFFFFFF)
+        # Bits beyond the word go into the next one.
+        words.index_add_(1, word[crossing] + 1, value[:, crossing] >> room[crossing])
+        packed[chunk] = torch.where(words >= 2**31, words - 2**32, words)
+    return packed.reshape(-1, columns)
 
 
-def _pack_columns(values: Tensor, bits: int) -> Tensor:
-    """See `pack`; the values are checked."""
-    rows, columns = values.shape
-    words = torch.zeros(rows // VALUES, bits, columns, dtype=torch.int64, device=values.device)
-    grouped = values.reshape(rows // VALUES, VALUES, columns)
-    for index in range(VALUES):
-        word, shift = divmod(index * bits, 32)
-        value = grouped[:, index].to(torch.int64)
-        # int64 holds unsigned words; bits beyond the word go into the next one.
-        words[:, word] |= (value << shift) & 0xFFFFFFFF
-        if shift + bits > 32:
-            words[:, word + 1] |= value >> (32 - shift)
-    signed = torch.where(words >= 2**31, words - 2**32, words)
-    return signed.to(torch.int32).reshape(-1, columns)
+def _positions(bits: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find where `VALUES` values lie in their words.
+
+    Returns:
+        The word [VALUES] of each, its lowest bit [VALUES, 1], the bits from there to the end of the
+        word [VALUES, 1], and the indices of those that go on in the next word.
+    """
+    first = torch.arange(VALUES, device=device) * bits
+    shift = (first % 32).to(torch.int32)
+    room = 32 - shift
+    return first // 32, shift[:, None], room[:, None], (room < bits).nonzero()[:, 0]
+
+
+def _chunks(groups: Tensor) -> list[slice]:
+    """Divide [groups, ...] into runs of about `CHUNK_ELEMENTS` values."""
+    step = max(1, CHUNK_ELEMENTS // max(1, VALUES * groups.shape[-1]))
+    return [slice(begin, begin + step) for begin in range(0, len(groups), step)]
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
@@ -79,14 +91,17 @@ def unpack(words: Tensor, bits: int) -> Tensor:
         raise ValueError(
             f"cannot unpack {rows} words: for {bits} bits it must be a multiple of {bits}"
         )
+    word, shift, room, crossing = _positions(bits, words.device)
     runs = words.reshape(rows // bits, bits, columns)
     values = torch.empty(rows // bits, VALUES, columns, dtype=torch.uint8, device=words.device)
-    for index in range(VALUES):
-        word, shift = divmod(index * bits, 32)
-        value = (runs[:, word].to(torch.int64) & 0xFFFFFFFF) >> shift
-        if shift + bits > 32:
-            value = value | (runs[:, word + 1].to(torch.int64) & 0xFFFFFFFF) << (32 - shift)
-        values[:, index] = (value & (2**bits - 1)).to(torch.uint8)
+    # The sign bit fills from the left: only bits in the word itself count.
+    own = (1 << room.clamp(max=bits)) - 1
+    for chunk in _chunks(runs):
+        value = (runs[chunk][:, word] >> shift) & own
+        if len(crossing):
+            following = runs[chunk][:, word[crossing] + 1] << room[crossing]
+            value[:, crossing] |= following & (2**bits - 1)
+        values[chunk] = value
     return values.reshape(-1, columns)
 
 
