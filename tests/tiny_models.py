@@ -7,6 +7,7 @@ There are two sizes. `TINY` has the vocabulary of a byte-level tokenizer, for te
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -391,7 +392,18 @@ def make_random_model(
     size: Size = TINY,
 ) -> QwenVL:
     """Make a model on the CPU with every parameter random, biases and norms included."""
-    model = build_model(config or make_tiny_config(family), device="cpu", dtype=torch.float32)
+    config = config or make_tiny_config(family)
+    model = _random_model(config, seed, size.gain, size.embedding_gain, size.norm_bias)
+    model = copy.deepcopy(model, {id(model.config): config})
+    return model.to(dtype).requires_grad_(False)
+
+
+@lru_cache(maxsize=16)
+def _random_model(
+    config: ModelConfig, seed: int, gain: float, embedding_gain: float, norm_bias: float
+) -> QwenVL:
+    """See `make_random_model`; the model is for copies."""
+    model = build_model(config, device="cpu", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -402,13 +414,13 @@ def make_random_model(
                 stored = parameter[0]
                 if ".experts." in name:
                     stored = stored[:, 0] if input_major else stored[0]
-                parameter.copy_(noise * size.gain / stored.numel() ** 0.5)
+                parameter.copy_(noise * gain / stored.numel() ** 0.5)
             elif "norm" in name or "ln_q" in name:
-                parameter.copy_(0.2 * noise + (1 if name.endswith("weight") else size.norm_bias))
+                parameter.copy_(0.2 * noise + (1 if name.endswith("weight") else norm_bias))
             else:
                 parameter.copy_(0.2 * noise)
-        model.model.embed_tokens.weight.mul_(size.embedding_gain)
-    return model.to(dtype).requires_grad_(False)
+        model.model.embed_tokens.weight.mul_(embedding_gain)
+    return model
 
 
 def small_model(
