@@ -62,6 +62,10 @@ def pytest_collection() -> Generator[None, object, object]:
     return result
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries report at exit what was not collected
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests whose marker requires a GPU or a browser that this machine lacks."""
     if not torch.cuda.is_available():
