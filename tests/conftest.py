@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from browsers import chromium_path
 from eval_files import package_files
+from report_figures import drawn_once
 from small_run import make_run
 from tiny_models import (
     EACH_FAMILY,
@@ -88,6 +90,14 @@ def answer_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLPRESS_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def report_figures() -> Iterator[None]:
+    """Draw equal figures of reports once; each takes matplotlib a tenth of a second."""
+    html = sys.modules.get("vlpress.eval.report.html")  # None: no test is about reports
+    with nullcontext() if html is None else drawn_once(html):
+        yield
 
 
 @pytest.fixture
