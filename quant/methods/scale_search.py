@@ -110,14 +110,17 @@ def _best_scales(
     ratios: Sequence[float],
     loss: Loss,
 ) -> Tensor:
-    """Multiply each group's scale by the ratio with the smallest loss, the first one on ties."""
+    """Multiply each group's scale by the ratio with the smallest loss, the first one on ties.
+
+    The first ratio is 1.
+    """
     least = torch.full_like(scales, torch.inf)
     best = scales
     grouped, zeros = weight.reshape(*scales.shape, -1), zero_points.float()[..., None]
     low, high = -zeros, scheme.max_level - zeros
-    for ratio in ratios:
-        # Losses are those of the scale that will be stored, not of the unrounded one.
-        candidate = scales if ratio == 1.0 else round_scales(scales * ratio)
+    # Losses are those of the scales that will be stored, not of the unrounded ones.
+    rounded = round_scales(torch.stack([scales * ratio for ratio in ratios[1:]]))
+    for candidate in (scales, *rounded):
         step = candidate[..., None]
         levels = (grouped / step).round_()
         torch.clamp(levels, low, high, out=levels)
