@@ -351,7 +351,13 @@ class Measurement:
     ) -> dict[str, Any]:
         """Inputs that determine the numbers of a cell, and whether it has packed bytes."""
         recipe = self.recipe(row, seed).to_dict()
-        return {"recipe": recipe, "sizes": list(sizes.values())} | ({"packed": 1} if packed else {})
+        later = [training.to_dict() for training in row.later_trainings]
+        return {
+            "recipe": recipe,
+            **({"later": later} if later else {}),
+            "sizes": list(sizes.values()),
+            **({"packed": 1} if packed else {}),
+        }
 
     def recipe(self, row: Row, seed: int) -> Recipe:
         """Recipe of a row, with the names of this model's layers."""
@@ -389,11 +395,13 @@ class Measurement:
         if recipe.is_float:
             plan = make_plan(self.config, recipe)
             return model, QuantReport(recipe, plan, (), None, prepared=records)
-        training = recipe.recover if recipe.recover and not recipe.recover.is_blockwise else None
-        recipe = replace(recipe, preparations=())
-        report = quantize_(model, replace(recipe, recover=None) if training else recipe, prompts)
+        trainings, recover = row.later_trainings, recipe.recover
+        if recover is not None and not recover.is_blockwise:
+            trainings, recover = [recover, *trainings], None
+        recipe = replace(recipe, preparations=(), recover=recover)
+        report = quantize_(model, recipe, prompts)
         check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
-        if training is not None:
+        for training in trainings:
             record = recover_from_base(model.float(), self.name, training, self.work / "teacher")
             print(self.name, row.key, json.dumps(record), file=sys.stderr, flush=True)
         if row.method == FLOAT:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+from vlpress.quant.recipe.recover import Recover
+
 from .row import Row
 from .steps import DECODER, steps_of
 
@@ -19,10 +21,11 @@ RECOVERIES: dict[str, dict[str, Any]] = {
     "rounding": {"params": "rounding"},
     "freeze": {"params": "rounding", "freeze": [0.5, 0.75, 0.875, 1.0]},
 }
-"""What is trained, by the last part of a method `gptaq>scales`; without it, the start."""
+"""What is trained, by the parts after the first of a method `gptaq>rounding>scales`, one after the
+other (EfficientQAT's order, arXiv 2407.11062); without any, the start."""
 RECOVERED_METHODS = (
     *("gptq", "gptq>scales", "gptaq"),
-    *(f"gptaq>{name}" for name in RECOVERIES),
+    *(f"gptaq>{name}" for name in (*RECOVERIES, "rounding>scales")),
 )
 
 
@@ -54,6 +57,11 @@ class RecoveredRow(Row):
 
     def content(self) -> dict[str, Any]:
         """The recipe's steps, and its training."""
-        start, _, recovery = self.method.partition(">")
+        start, *recoveries = self.method.split(">")
         steps = steps_of(start, [(DECODER, self.scheme)])
-        return {"step": steps, **({"recover": RECOVERIES[recovery]} if recovery else {})}
+        return {"step": steps, **({"recover": RECOVERIES[recoveries[0]]} if recoveries else {})}
+
+    @property
+    def later_trainings(self) -> list[Recover]:
+        """See `Row`."""
+        return [Recover(**RECOVERIES[name]) for name in self.method.split(">")[2:]]

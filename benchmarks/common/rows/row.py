@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.recipe.recover import Recover
 
 from .steps import DECODER, steps_of
 
@@ -92,6 +93,11 @@ class Row(ABC):
     def beside(self) -> Row | None:
         """The row whose divergence this one's is compared with, sample by sample."""
         return None
+
+    @property
+    def later_trainings(self) -> list[Recover]:
+        """Trainings over the whole model after that of the recipe."""
+        return []
 
     def sample_counts(self, validation: int, held_out: int) -> dict[str, int]:
         """Number of samples of each set; rows with the vision tower have no more than others."""

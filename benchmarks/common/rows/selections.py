@@ -15,7 +15,10 @@ from .shrinks import ShrunkRow
 Selection = Sequence[tuple[type[Row], Sequence[str], Sequence[str]]]
 """Family, settings and methods, in the order of the table."""
 SCORES = ("magnitude", "wanda", "sparsegpt")
-RECOVERED_METHODS = ("gptq", "gptq>scales", "gptaq", "gptaq>scales", "gptaq>rounding")
+RECOVERED_METHODS = (
+    *("gptq", "gptq>scales"),
+    *("gptaq", "gptaq>scales", "gptaq>rounding", "gptaq>rounding>scales"),
+)
 METHODS: Selection = (
     (GridRow, [f"int{bits}" for bits in (2, 3, 4, 5, 8)], ["gptq"]),
     (AdapterRow, ["int3-g32", "int4-g32"], ["gptq"]),
