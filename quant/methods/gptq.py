@@ -244,6 +244,7 @@ def _solve(
     # Rows that are solved hold their errors e instead of weights.
     W = weight.t()[order].contiguous()
     L = factor.lower
+    diagonals = L.diagonal().unbind()
     columns, rows = W.shape
     rounder = grid.columns(order)
     row_errors = torch.zeros(rows, device=W.device)
@@ -257,8 +258,8 @@ def _solve(
             correction = panel_correction[begin - start : end - start]
             correction += transposed_product(L[end:stop, begin:end], W[end:stop])
             for i in range(end - 1, begin - 1, -1):
-                diagonal = L[i, i]
-                target = W[i] + correction[i - begin] / diagonal
+                row, diagonal = W[i], diagonals[i]
+                target = row + correction[i - begin] / diagonal
                 held = target
                 if mask is not None:
                     if run := mask.run(end, i):
@@ -267,9 +268,9 @@ def _solve(
                         mask.choose(next_.start, _zero_terms(W[next_], L[next_, next_], pending))
                     held = target.masked_fill(mask.zeros[i], 0)
                 value = rounder.round(i, held)
-                row_errors += ((target - value) * diagonal).square()
-                W[i] -= value
-                correction[: i - begin].addr_(L[i, begin:i], W[i])
+                row_errors += (target - value).mul_(diagonal).square_()
+                row.sub_(value)
+                correction[: i - begin].addr_(L[i, begin:i], row)
     del W
     solved = torch.empty_like(rounder.indices)
     solved[order] = rounder.indices

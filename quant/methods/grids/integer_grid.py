@@ -56,9 +56,9 @@ class IntegerColumns:
         """See `ColumnRounder.round`."""
         group = self._groups[column]
         s, z = self._scales[group], self._zeros[group]
-        q = ((target / s).round() + z).clamp(0, self._top)
+        q = (target / s).round_().add_(z).clamp_(0, self._top)
         self.indices[column] = q
-        return (q - z) * s
+        return q.sub_(z).mul_(s)
 
 
 def fit_for_rounding(
