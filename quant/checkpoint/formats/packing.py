@@ -55,11 +55,11 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def _positions(bits: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find where `VALUES` values lie in their words.
+    """Compute the positions of `VALUES` values in their words.
 
     Returns:
         The word [VALUES] of each, its lowest bit [VALUES, 1], the bits from there to the end of the
-        word [VALUES, 1], and the indices of those that go on in the next word.
+        word [VALUES, 1], and the indices of those with bits in the next word.
     """
     first = torch.arange(VALUES, device=device) * bits
     shift = (first % 32).to(torch.int32)
