@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import paths
 import pytest
+
+from vlpress.common.imports import without_collections
 
 LAYERS = ("common", "synthetic", "model", "calib", "quant", "bench", "eval", "cli")
 """From the lowest to the highest; a package imports from itself and from lower ones only."""
@@ -18,9 +21,15 @@ def package_folder(name: str) -> Path:
     return top if top.is_dir() else paths.ROOT / "src" / "vlpress" / name
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    with without_collections():
+        return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported_packages(path: Path, depth: int) -> Iterator[tuple[int, str]]:
     """Line and package of every relative import that leaves the file's own package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.level == depth + 1:
             names = [node.module] if node.module else [alias.name for alias in node.names]
             for name in names:
@@ -48,7 +57,7 @@ def test_no_module_needs_posix_to_be_imported() -> None:
         f"{path.relative_to(paths.ROOT)}: {name}"
         for package in LAYERS
         for path in sorted(package_folder(package).rglob("*.py"))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in parsed(path).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
         if name in POSIX_ONLY
@@ -77,7 +86,7 @@ def loaded_with(module: str) -> set[str]:
             continue
         names.add(name)
         package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.Import):
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
