@@ -192,14 +192,14 @@ def test_their_own_generate_gives_the_same_tokens(pair: Pair, name: str) -> None
         input_ids=prompt.input_ids[None],
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
         mm_token_type_ids=token_types(prompt, pair.ours.config),
-        max_new_tokens=32,
-        min_new_tokens=32,
+        max_new_tokens=8,
+        min_new_tokens=8,
         do_sample=False,
         eos_token_id=STOP,
         pad_token_id=256,
         **visual_inputs(prompt),
     )
-    result = generate(pair.ours, [prompt], max_new_tokens=32, stop_ids=())[0]
+    result = generate(pair.ours, [prompt], max_new_tokens=8, stop_ids=())[0]
     assert list(result.token_ids) == tokens[0, len(prompt) :].tolist()
 
 
