@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -214,26 +214,32 @@ def test_policy_blocks_foreign_scripts(chromium: Any, pages: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("viewport", [WIDE, PHONE])
-def test_nothing_overflows_the_viewport(visit: Any, name: str, viewport: dict[str, int]) -> None:
-    page = visit(name, viewport=viewport)
+def test_nothing_overflows_the_viewport(visit: Any, name: str) -> None:
+    page = visit(name)
     page.evaluate("() => document.querySelectorAll('details').forEach(d => { d.open = true })")
-    assert page.evaluate("() => document.documentElement.scrollWidth") == viewport["width"]
-    outside = page.eval_on_selector_all(
-        "main *:not(.unseen)",
-        "all => all.filter(e => !e.closest('.scroll, pre, svg, .unseen') && "
-        "e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 90))",
-    )
-    assert outside == []
+    for viewport in (WIDE, PHONE):
+        page.set_viewport_size(viewport)
+        width = page.evaluate("() => document.documentElement.scrollWidth")
+        assert width == viewport["width"]
+        outside = page.eval_on_selector_all(
+            "main *:not(.unseen)",
+            "all => all.filter(e => !e.closest('.scroll, pre, svg, .unseen') && "
+            "e.getBoundingClientRect().right > innerWidth + 0.5)"
+            ".map(e => e.outerHTML.slice(0, 90))",
+        )
+        assert outside == [], viewport
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("viewport", [WIDE, *TABLETS, PHONE])
-def test_tables_fit_without_scrolling(visit: Any, name: str, viewport: dict[str, int]) -> None:
-    page = visit(name, viewport=viewport)
-    if viewport["width"] < 1000:  # folded tables may scroll in a wide window
-        page.evaluate("() => document.querySelectorAll('details').forEach(d => { d.open = true })")
-    assert scrolling_tables(page) == []
+def test_tables_fit_without_scrolling(visit: Any, name: str) -> None:
+    page = visit(name)
+    for viewport in (WIDE, *TABLETS, PHONE):
+        page.set_viewport_size(viewport)
+        if viewport["width"] < 1000:  # folded tables may scroll in a wide window
+            page.evaluate(
+                "() => document.querySelectorAll('details').forEach(d => { d.open = true })"
+            )
+        assert scrolling_tables(page) == [], viewport
 
 
 def scrolling_tables(page: Any) -> list[str]:
@@ -253,25 +259,25 @@ def test_tables_with_long_names_fit_without_scrolling(crowded: Path, chromium: A
     page.close()
 
 
-@pytest.mark.parametrize("viewport", [WIDE, PHONE])
-def test_the_change_and_its_interval_are_in_sight(visit: Any, viewport: dict[str, int]) -> None:
-    page = visit(viewport=viewport)
+def test_the_change_and_its_interval_are_in_sight(visit: Any) -> None:
+    page = visit()
     rows = page.locator("#scores .scroll").first.locator("tbody tr")
     assert rows.count() == 3
-    for head in ("Δ", "95 % interval"):
+    for viewport, head in product((WIDE, PHONE), ("Δ", "95 % interval")):
+        page.set_viewport_size(viewport)
         cells = rows.locator(f'td[data-head="{head}"]')
         assert cells.count() == 3
         for box in (cell.bounding_box() for cell in cells.all()):
             assert box and 0 <= box["x"] and box["x"] + box["width"] <= viewport["width"]
 
 
-@pytest.mark.parametrize("viewport", [WIDE, PHONE])
-def test_labels_of_models_do_not_overlap(
-    crowded: Path, chromium: Any, viewport: dict[str, int]
-) -> None:
-    page = chromium.new_page(viewport=viewport)
+def test_labels_of_models_do_not_overlap(crowded: Path, chromium: Any) -> None:
+    page = chromium.new_page()
     page.goto((crowded / "comparison.html").as_uri())
-    for figure in page.locator("#choice svg").all():
+    figures = page.locator("#choice svg").all()
+    assert figures
+    for viewport, figure in product((WIDE, PHONE), figures):
+        page.set_viewport_size(viewport)
         boxes = figure.locator("text").evaluate_all(
             "all => all.map(e => [e.textContent, e.getBoundingClientRect().toJSON()])"
         )
@@ -290,18 +296,19 @@ def test_labels_of_models_do_not_overlap(
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_and_marks_are_readable_in_both_schemes(visit: Any, name: str, scheme: str) -> None:
-    page = visit(name, color_scheme=scheme)
-    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
-    assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 25, 30)"}[scheme]
-    for selectors, ink, least in (
-        (TEXTS, "color", 4.5),
-        ("svg text", "fill", 4.5),
-        (MARKS, "stroke", 3),
-    ):
-        count, faint = page.eval_on_selector_all(selectors, FAINT, [ink, least])
-        assert count > 4 and faint == []
+def test_texts_and_marks_are_readable_in_both_schemes(visit: Any, name: str) -> None:
+    page = visit(name)
+    for scheme, color in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 25, 30)")):
+        page.emulate_media(color_scheme=scheme)
+        ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        assert ground == color
+        for selectors, ink, least in (
+            (TEXTS, "color", 4.5),
+            ("svg text", "fill", 4.5),
+            (MARKS, "stroke", 3),
+        ):
+            count, faint = page.eval_on_selector_all(selectors, FAINT, [ink, least])
+            assert count > 4 and faint == [], scheme
 
 
 def test_figures_have_names_and_headings_their_order(visit: Any) -> None:
