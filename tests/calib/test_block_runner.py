@@ -1,6 +1,6 @@
 """The float states of samples, and cross moments."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
@@ -27,13 +27,23 @@ def linears(model: QwenVL, *stages: str) -> list[LinearSpec]:
     return [spec for spec in specs if spec.stage in stages]
 
 
-def inputs_of(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
-    """Inputs of a layer by whole-model forward passes, float64 `[T, K]`."""
-    rows: list[Tensor] = []
-    with torch.no_grad(), watch_inputs({model.get_submodule(name): rows.append}):
+def all_inputs_of(
+    model: QwenVL, samples: Sequence[Prompt], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Inputs of layers by whole-model forward passes, float64 `[T, K]`."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in names}
+    watchers = {model.get_submodule(name): each.append for name, each in rows.items()}
+    with torch.no_grad(), watch_inputs(watchers):
         for sample in samples:
             model([sample])
-    return torch.cat([row.reshape(-1, row.shape[-1]) for row in rows]).double()
+    return {
+        name: torch.cat([row.reshape(-1, row.shape[-1]) for row in each]).double()
+        for name, each in rows.items()
+    }
+
+
+def inputs_of(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
+    return all_inputs_of(model, samples, [name])[name]
 
 
 def cross_of(clean: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -61,6 +71,8 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
     model, original = small_model(raw), small_model(raw)
     samples = prompts(model.config)
     targets = linears(model, *STAGES)
+    names = [spec.name for spec in targets]
+    clean = all_inputs_of(original, samples, names)
     seen: list[str] = []
 
     def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
@@ -69,7 +81,7 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
         assert cross is not None
         if true_sequential:
             quantized = inputs_of(model, samples, name)
-            expected = cross_of(inputs_of(original, samples, name), quantized)
+            expected = cross_of(clean[name], quantized)
             scale = float(hessian.values.abs().max())
             weight = original.get_parameter(f"{name}.weight").detach()
             of_outputs = cross.of_outputs(weight, 0).double()
@@ -84,7 +96,6 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
             assert float(cross.values.norm() / hessian.values.norm()) > 1e-3, name
         shrink(model, group)
 
-    names = [spec.name for spec in targets]
     run_sequential(
         model, samples, targets, solve, true_sequential=true_sequential, asymmetric=names
     )
