@@ -106,6 +106,12 @@ def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")
 
 
+@pytest.fixture
+def few_alphas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search three strengths of smoothing in place of eight, where each choice will do."""
+    monkeypatch.setattr("vlpress.quant.driver.scaling.smoothing.ALPHAS", (0.3, 0.5, 0.7))
+
+
 @contextmanager
 def _short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -37,7 +37,10 @@ STEPS: dict[str, list[dict[str, Any]]] = {
         SMOOTH | {"targets": [*TOWER, *DECODER]},
         RTN | {"activations": "static"} | {"targets": [*TOWER, *DECODER]},
     ],
-    "awq": [{"method": "awq"}, RTN | {"bits": 4, "group_size": 32, "symmetric": False}],
+    "awq": [
+        {"method": "awq", "points": 4},
+        RTN | {"bits": 4, "group_size": 32, "symmetric": False},
+    ],
     "adapted": [GPTQ | {"adapter_rank": 4}],
     "against the float model": [step | {"method": "gptaq"} for step in BOTH],
 }

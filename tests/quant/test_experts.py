@@ -365,7 +365,7 @@ def test_scaling_of_experts_is_refused() -> None:
     for method in ("awq", "smoothquant"):
         with pytest.raises(ValueError, match=rf"{method} .*experts\.0\..*ignore '\*\.mlp\.experts"):
             make_plan(config, recipe({"method": method}, GPTQ | {"method": "rtn"}))
-    ignoring = {"method": "awq", "ignore": ["*.mlp.experts.*"]}
+    ignoring = {"method": "awq", "points": 4, "ignore": ["*.mlp.experts.*"]}
     plan = make_plan(config, recipe(ignoring, GPTQ | {"method": "rtn"}))
     assert {row.source.rpartition("layers.")[2][2:] for row in plan.transforms} == {
         "input_layernorm",

@@ -44,7 +44,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
         SMOOTH | {"alpha": 0.5, "targets": ["visual.*", "model.layers.*"]},
         RTN | {"activations": "static"} | EVERYTHING,
     ],
-    "scaled": [{"method": "awq", "targets": ["visual.more.*"]}, RTN | EVERYTHING],
+    "scaled": [{"method": "awq", "points": 4, "targets": ["visual.more.*"]}, RTN | EVERYTHING],
 }
 
 

@@ -28,6 +28,8 @@ from vlpress.quant.driver.blockwise import BlockwiseQuantizer
 from vlpress.quant.driver.journal import Journal
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 
+pytestmark = pytest.mark.usefixtures("few_alphas")
+
 
 def in_memory(source: Path, streaming: BlockwiseQuantizer, out: Path) -> dict[str, bytes]:
     model = load_model(source, device="cpu")

@@ -382,7 +382,7 @@ def test_rounding_with_calibration_reports_errors() -> None:
 
 def test_progress_shows_the_transforms() -> None:
     model = small_model()
-    steps = [{"method": "awq"}, {"method": "rtn", "bits": 4, "group_size": 32}]
+    steps = [{"method": "awq", "points": 4}, {"method": "rtn", "bits": 4, "group_size": 32}]
     seen: list[tuple[int, int, str]] = []
     quantize_(
         model,

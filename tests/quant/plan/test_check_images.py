@@ -26,7 +26,7 @@ NEEDY: dict[str, list[dict[str, Any]]] = {
         TOWER | {"method": "smoothquant"},
         TOWER | ROWS | {"method": "rtn", "activations": "dynamic"},
     ],
-    "scaled": [TOWER | {"method": "awq"}, TOWER | ROWS | {"method": "rtn"}],
+    "scaled": [TOWER | {"method": "awq", "points": 4}, TOWER | ROWS | {"method": "rtn"}],
     "with the decoder": [TOWER | ROWS | {"method": "gptq"}, DECODER],
 }
 MODEST: dict[str, list[dict[str, Any]]] = {

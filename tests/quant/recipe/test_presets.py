@@ -21,7 +21,7 @@ from vlpress.quant.steps.awq import AWQStep
 from vlpress.quant.steps.smoothquant import SmoothQuantStep
 from vlpress.quant.targets import compressed_layers
 
-pytestmark = pytest.mark.usefixtures("reference_kernel")
+pytestmark = pytest.mark.usefixtures("reference_kernel", "few_alphas")
 
 EXAMPLES = paths.EXAMPLES / "recipes"
 SHARED = sorted(path.stem for path in EXAMPLES.glob("*.toml") if path.stem in PRESETS)

@@ -27,6 +27,8 @@ from vlpress.quant.targets import quantized_layers
 
 INT8 = {"method": "rtn", "bits": 8, "group_size": -1}
 INT4 = {"method": "rtn", "bits": 4, "group_size": 32}
+AWQ = {"method": "awq", "points": 4}
+pytestmark = pytest.mark.usefixtures("few_alphas")
 ALL = {"targets": ["visual.*", "model.layers.*"]}
 
 
@@ -82,9 +84,8 @@ def test_the_float_function_stays(family: str, method: str) -> None:
     if family == "qwen2_5_vl":
         raw["vision_config"]["intermediate_size"] = 128  # nothing to pad
     model, original = small_model(raw), small_model(raw)
-    done = transform(
-        model, recipe({"method": method, **ALL}, {**INT8, **ALL}), prompts(model.config)
-    )
+    step = AWQ if method == "awq" else {"method": method}
+    done = transform(model, recipe({**step, **ALL}, {**INT8, **ALL}), prompts(model.config))
     folded = [report for report in done.reports if report.scales is not None]
     assert len(folded) == (15 if family == "qwen2_vl" else 17) or method == "awq"
     assert len(folded) > 8
@@ -222,7 +223,7 @@ def test_awq_beats_rounding_and_reports_it() -> None:
     samples = prompts(small_model().config)
     plain, scaled, original = (with_outliers() for _ in range(3))
     quantize_(plain, recipe(INT4))
-    report = quantize_(scaled, recipe({"method": "awq", "clip": False}, INT4), samples)
+    report = quantize_(scaled, recipe(AWQ | {"clip": False}, INT4), samples)
     assert distance(scaled, original) < 0.9 * distance(plain, original)
     for row in report.transforms:
         assert row.error is not None and row.plain_error is not None
@@ -235,7 +236,7 @@ def test_awq_beats_rounding_and_reports_it() -> None:
 
 def test_awq_foresees_the_error_of_rounding() -> None:
     model = with_outliers()
-    steps = recipe({"method": "awq", "clip": False}, INT4)
+    steps = recipe(AWQ | {"clip": False}, INT4)
     # Without true_sequential the inputs of the last group are still those of the search.
     calibration = replace(steps.calibration, true_sequential=False)
     report = quantize_(model, replace(steps, calibration=calibration), prompts(model.config))
@@ -248,8 +249,8 @@ def test_awq_foresees_the_error_of_rounding() -> None:
 def test_clipping_searches_the_scales_of_rounded_layers() -> None:
     samples = prompts(small_model().config)
     clipped, plain = small_model(), small_model()
-    first = quantize_(clipped, recipe({"method": "awq"}, INT4), samples)
-    second = quantize_(plain, recipe({"method": "awq", "clip": False}, INT4), samples)
+    first = quantize_(clipped, recipe(AWQ, INT4), samples)
+    second = quantize_(plain, recipe(AWQ | {"clip": False}, INT4), samples)
 
     def total(report: QuantReport) -> float:
         return sum(layer.error or 0.0 for layer in report.layers)
@@ -262,7 +263,7 @@ def test_awq_before_gptq() -> None:
     samples = prompts(small_model().config)
     plain, scaled = with_outliers(), with_outliers()
     first = quantize_(plain, recipe(solving), samples)
-    second = quantize_(scaled, recipe({"method": "awq"}, solving), samples)
+    second = quantize_(scaled, recipe(AWQ, solving), samples)
     assert all(layer.row.step and layer.row.step.falls_back for layer in second.layers)
     sums = [sum(layer.final_error or 0.0 for layer in report.layers) for report in (first, second)]
     assert sums[1] < 1.05 * sums[0]
@@ -270,7 +271,7 @@ def test_awq_before_gptq() -> None:
 
 def test_transforms_run_in_the_order_written() -> None:
     model = small_model()
-    steps = ({"method": "awq"}, {"method": "smoothquant"}, INT8)
+    steps = (AWQ, {"method": "smoothquant"}, INT8)
     done = transform(model, recipe(*steps), prompts(model.config))
     methods = [report.planned.transform.method for report in done.reports]
     assert methods == (["awq"] * 4 + ["smoothquant"] * 4) * 2
@@ -290,7 +291,7 @@ def test_skipped_groups_are_reported() -> None:
 
 def test_report_is_json_and_sorted() -> None:
     model = small_model()
-    steps = ({"method": "awq"}, {"method": "smoothquant", "alpha": "search"}, INT8)
+    steps = (AWQ, {"method": "smoothquant", "alpha": "search"}, INT8)
     report = quantize_(model, recipe(*steps), prompts(model.config))
     data = report.to_dict()
     assert json.loads(json.dumps(data)) == data
@@ -308,7 +309,7 @@ def test_report_is_json_and_sorted() -> None:
 def test_same_input_same_factors() -> None:
     def run() -> list[dict[str, Any]]:
         model = small_model()
-        steps = ({"method": "awq"}, {"method": "smoothquant", "alpha": "search"}, INT8)
+        steps = (AWQ, {"method": "smoothquant", "alpha": "search"}, INT8)
         done = transform(model, recipe(*steps), prompts(model.config))
         return [report.to_dict() for report in done.reports]
 
@@ -340,7 +341,7 @@ def test_what_is_stored_is_what_was_calibrated() -> None:
 
 def test_a_model_in_half_precision() -> None:
     model, original = (small_model(dtype=torch.bfloat16) for _ in range(2))
-    steps = ({"method": "smoothquant", "alpha": "search"}, {"method": "awq"}, INT8)
+    steps = ({"method": "smoothquant", "alpha": "search"}, AWQ, INT8)
     report = quantize_(model, recipe(*steps), prompts(model.config))
     assert model.get_parameter("model.layers.0.input_layernorm.weight").dtype == torch.bfloat16
     assert all(
@@ -354,9 +355,7 @@ def test_a_dead_channel_changes_nothing() -> None:
     for each in (model, original):
         each.get_parameter("model.layers.0.input_layernorm.weight").data[[3, 9]] = 0
         each.get_parameter("model.layers.1.mlp.down_proj.weight").data[:, 5] = 0
-    done = transform(
-        model, recipe({"method": "smoothquant"}, {"method": "awq"}, INT8), prompts(model.config)
-    )
+    done = transform(model, recipe({"method": "smoothquant"}, AWQ, INT8), prompts(model.config))
     for report in done.reports:
         assert report.scales is None or bool(torch.isfinite(report.scales).all())
     assert done.reports[0].scales is not None
@@ -387,7 +386,7 @@ def test_an_error_of_awq_that_is_not_finite_names_the_layers() -> None:
     model = small_model()
     model.get_parameter("model.layers.1.self_attn.k_proj.weight").data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"layers\.1\..*layernorm, .*layers\.1\..*k_proj.* is nan"):
-        transform(model, recipe({"method": "awq"}, INT4), prompts(model.config))
+        transform(model, recipe(AWQ, INT4), prompts(model.config))
 
 
 def test_text_alone_cannot_smooth_the_tower() -> None:
