@@ -292,16 +292,15 @@ def test_noise_is_of_the_present_questions(
 
 
 def test_number_of_threads_is_noted_and_asks_nothing_again(
-    processor: Processor, ask: Callable[..., Task], tmp_path: Path
+    processor: Processor,
+    ask: Callable[..., Task],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert pair(processor, tmp_path / "out", ask(3))["notes"] == []
-        torch.set_num_threads(2)
-        report = pair(processor, tmp_path / "out", ask(5))
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert pair(processor, tmp_path / "out", ask(3))["notes"] == []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    report = pair(processor, tmp_path / "out", ask(5))
     (note,) = report["notes"]
     assert "3 questions with 1, 2 questions with 2" in note
     answers = read_run(tmp_path / "out" / "base").tasks["photos"].predictions

@@ -38,7 +38,8 @@ def test_killed_run_resumes_and_repeats_no_question(
     out = tmp_path / "out"
     command = [sys.executable, "-m", "vlpress", "run", str(checkpoint), "-o", str(out)]
     command += ["--bench", BENCH, "--limit", str(LIMIT), "--batch-size", "1"]
-    command += ["--calib-samples", "2", "--noise", "0", "--device", "cpu", "--json"]
+    command += ["--recipe", "w4a16-rtn", "--noise", "0", "--device", "cpu", "--json"]
+    command += ["--max-new-tokens", "16"]  # enough to be stopped between two answers
 
     killed = stop_when(command, signal.SIGKILL, partial(has_answers, out, "base"))
     assert killed.returncode == -signal.SIGKILL

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import layouts
 import pytest
 from tiny_models import make_random_model, write_checkpoint_folder
 
+import vlpress
 from vlpress.model.config import ModelConfig
 from vlpress.model.processing.pixel_settings import PixelSettings
 from vlpress.quant.checkpoint.loading import open_model
@@ -160,9 +160,9 @@ def test_video_settings_of_their_own_are_noticed(tmp_path: Path) -> None:
     assert not shares_video_settings(qwen3)
 
 
-def test_a_quantized_checkpoint_keeps_its_record(finished_run: Path, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_keeps_its_record(checkpoint: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    shutil.copytree(finished_run / "checkpoint", source)
+    vlpress.quantize(checkpoint, source, recipe="w4a16-rtn", device="cpu")
     out.mkdir()
     write_with_max_pixels(source, out, AREA)
     assert (out / "vlpress.json").read_bytes() == (source / "vlpress.json").read_bytes()
