@@ -138,7 +138,7 @@ class ReferenceCase:
     outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-@lru_cache(maxsize=1)  # consecutive cases of the test below differ in the kernel only
+@lru_cache(maxsize=2)  # consecutive cases of the tests below differ in the kernel only
 def reference_cases(dtype: torch.dtype, bits: int) -> list[ReferenceCase]:
     cases = []
     for shape, symmetric, ordered in itertools.product(SHAPES, (True, False), (True, False)):
