@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...calib.sequential import CalibrationBlock
-from ..methods.affine import QuantizedWeight
 from ..plan.plan import PlanRow
 from ..recipe.scheme import QuantScheme
 from ..recover.blocks.rounded_linear import RoundedLinear
@@ -73,17 +72,20 @@ def tune_block(run: QuantizationRun, block: CalibrationBlock) -> TunedBlock | No
     block.store_float_outputs()
     seed = run.recipe.calibration.seed + len(run.layer_reports)
     run.show_progress(f"{block.path} rounding")
-    tuner = BlockTuner(tuned, block.samples, block.output, block.float_output, options, seed)
-    result = tuner.tune()
+    result = BlockTuner(
+        tuned,
+        block.samples,
+        run=block.output,
+        target=block.float_output,
+        weights=block.token_weights,
+        options=options,
+        seed=seed,
+    ).tune()
     block.drop_float_outputs()
     for name, layer in tuned.items():
-        solved = UnpackedLinear(_weight(layer), before[name].bias, run.model.dtype)
+        solved = UnpackedLinear(layer.quantized(), before[name].bias, run.model.dtype)
         solved.adapter = before[name].adapter
         put_module(run.model, name, solved)
         run.solved[name] = solved
     run.show_progress(f"{block.path} rounding, loss {result.start:.3g} to {result.best:.3g}")
     return TunedBlock(block.path, len(tuned), result)
-
-
-def _weight(layer: RoundedLinear) -> QuantizedWeight:
-    return layer.quantized()

@@ -9,6 +9,8 @@ It comes to rest where both are equal, and so crosses to the next integer only i
 more than half of its curvature, which is when the crossing alone would lower the loss. Factors on
 scales are trained by Adam.
 
+Tokens have the weights that they have in the Hessians of the calibration.
+
 The best iterate on held-out samples is kept, and the solver's solution is the first one. After a
 measurement that is worse than the best by more than `TOLERANCE` training continues from the best
 with a third of the rate.
@@ -42,7 +44,8 @@ CHECKS = 10
 
 Run = Callable[[int], Tensor]
 """Computes the output of the block as it is now for a sample, `[..., channels]`."""
-Update = Callable[[int, int, str], None]
+TokenWeights = Callable[[int], Tensor | None]
+"""Weight of each token of a sample, float `[tokens]`; None if all are equal."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class BlockTuner:
         layers: in the model, by name.
         samples: numbers of the samples, at least two.
         run: of the block with these layers.
-        target: the output of the float block for a sample.
+        target: the output of the float block for a sample, `[..., tokens, channels]`.
+        weights: of the tokens of a sample.
         options: learning rate, samples per step, steps, and schedule.
         seed: of the choice of samples.
     """
@@ -85,10 +89,12 @@ class BlockTuner:
         samples: Sequence[int],
         run: Run,
         target: Run,
+        weights: TokenWeights,
         options: Recover,
         seed: int,
     ) -> None:
         self._layers, self._run, self._target, self._options = layers, run, target, options
+        self._weights = weights
         self._training, self._held_out = divide_samples(samples)
         self._generator = torch.Generator().manual_seed(seed)
         self._parameters = [layer.rounding for layer in layers.values()]
@@ -110,7 +116,7 @@ class BlockTuner:
         start, kept = best, self._state()
         self._curvature = gauss_newton_diagonal(
             self._probe,
-            lambda sample: float(self._target(sample).float().square().sum()),
+            lambda sample: float(self._size(sample)),
             self._training[:PROBES],
             self._parameters[: len(self._layers)],
             self._generator,
@@ -134,9 +140,18 @@ class BlockTuner:
         return Tuned(start, best, best_step, self._changed())
 
     def _probe(self, sample: int) -> Tensor:
-        """Compute the output for a sample with a graph of its own."""
+        """Compute the weighted output for a sample with a graph of its own."""
         self._compute_weights()
-        return self._run(sample)
+        return self._weighted(sample, self._run(sample))
+
+    def _weighted(self, sample: int, values: Tensor) -> Tensor:
+        """Multiply the values of each token by the square root of its weight; float32."""
+        weights, values = self._weights(sample), values.float()
+        return values if weights is None else values * weights.to(values).sqrt()[:, None]
+
+    def _size(self, sample: int) -> Tensor:
+        """Squared size of a sample's expected output, weighted; above 0 without any weight too."""
+        return self._weighted(sample, self._target(sample)).square().sum().clamp_min(LEAST)
 
     def _freeze(self, step: int) -> None:
         """Freeze the share of the stage that a step belongs to."""
@@ -188,10 +203,9 @@ class BlockTuner:
         layer.rounding.sub_(direction, alpha=lr)
 
     def _loss(self, sample: int) -> Tensor:
-        """Squared error of a sample's output relative to the output's squared size."""
-        expected = self._target(sample).float()
-        error = self._run(sample).float() - expected
-        return error.square().sum() / expected.square().sum()
+        """Squared error of a sample's output relative to the output's squared size, weighted."""
+        error = self._run(sample).float() - self._target(sample).float()
+        return self._weighted(sample, error).square().sum() / self._size(sample)
 
     @torch.no_grad()
     def _measure(self) -> float:

@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from blockwise_jobs import DECODER, GPTQ, PowerCutError, cut_after, finish, job, source_of
 from tiny_models import prompts, small_config, small_model
+from torch import Tensor
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import load_model
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn_by_rows
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.recover import Recover
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.recover.blocks.rounded_linear import RoundedLinear
-from vlpress.quant.recover.blocks.tuning import BlockTuner, Tuned
+from vlpress.quant.recover.blocks.tuning import (
+    BlockTuner,
+    TokenWeights,
+    Tuned,
+    divide_samples,
+)
 from vlpress.quant.targets import compressed_linears
 
 STEP: dict[str, Any] = GPTQ | {"bits": 2, "targets": DECODER}
 TABLE: dict[str, Any] = {"params": "rounding", "steps": 4, "batch": 2, "lr": 0.05}
 
 
-def tune(**more: Any) -> tuple[Tuned, RoundedLinear]:
-    """Tune one rounded layer on inputs with a few strong directions."""
+def task() -> tuple[Tensor, list[Tensor]]:
+    """Make a weight, and inputs of 24 samples with a few strong directions."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(32, 64, generator=generator)
     mixing = torch.randn(6, 64, generator=generator)
-    inputs = [torch.randn(20, 6, generator=generator) @ mixing for _ in range(24)]
+    return weight, [torch.randn(20, 6, generator=generator) @ mixing for _ in range(24)]
+
+
+def tune(weights: TokenWeights = lambda sample: None, **more: Any) -> tuple[Tuned, RoundedLinear]:
+    """Tune one rounded layer."""
+    weight, inputs = task()
     layer = RoundedLinear(rtn_by_rows(weight, QuantScheme(2, 32)), weight, None)
     options = Recover(params=("rounding",), **{"steps": 60, "lr": 0.05, "batch": 8, **more})
     tuner = BlockTuner(
         {"layer": layer},
         range(24),
-        lambda i: layer(inputs[i]),
-        lambda i: inputs[i] @ weight.t(),
-        options,
-        0,
+        run=lambda i: layer(inputs[i]),
+        target=lambda i: inputs[i] @ weight.t(),
+        weights=weights,
+        options=options,
+        seed=0,
     )
     return tuner.tune(), layer
 
@@ -50,6 +64,26 @@ def test_the_held_out_loss_goes_down(freeze: tuple[float, ...] | None) -> None:
     assert tuned.best < 0.8 * tuned.start and tuned.step and 0 < tuned.changed < 1
     again, other = tune(freeze=freeze)
     assert again == tuned and other.quantized().equals(layer.quantized())
+
+
+def test_losses_are_those_of_the_weighted_tokens() -> None:
+    half = torch.cat([torch.ones(10), torch.zeros(10)])
+    tuned, layer = tune(lambda sample: half)
+    weight, inputs = task()
+
+    def loss(quantized: QuantizedWeight) -> float:
+        errors = [(x[:10] @ (quantized.dequantize() - weight).t()).square().sum() for x in inputs]
+        sizes = [(x[:10] @ weight.t()).square().sum() for x in inputs]
+        return fmean(float(errors[i] / sizes[i]) for i in divide_samples(range(24))[1])
+
+    assert tuned.start == pytest.approx(loss(layer.solved), rel=1e-4)
+    assert tuned.best == pytest.approx(loss(layer.quantized()), rel=1e-4)
+    assert tuned.best < 0.8 * tuned.start
+
+
+def test_samples_without_weight_change_nothing() -> None:
+    tuned, layer = tune(lambda sample: torch.zeros(20))
+    assert tuned.start == tuned.best == 0 and layer.quantized().equals(layer.solved)
 
 
 def test_tuning_that_harms_leaves_the_solution() -> None:
