@@ -31,10 +31,10 @@ class ParamDefaults:
 
 
 DEFAULTS: Mapping[str, ParamDefaults] = {
-    "scales": ParamDefaults(lr=0.002, batch=16),
+    "scales": ParamDefaults(lr=0.001, batch=16),
     "norms": ParamDefaults(lr=0.001, batch=16),
     "adapter": ParamDefaults(lr=0.002, batch=16),
-    ROUNDING: ParamDefaults(lr=0.005, batch=16),
+    ROUNDING: ParamDefaults(lr=0.02, batch=16),
 }
 """By kind of parameter. Learning rates are relative to the values, that of rounding to the move
 that its gradient and curvature ask for."""
@@ -96,7 +96,7 @@ class Recover:
     epochs: Annotated[int, Integer(1)] | None = None
     """Passes over the samples; default 2."""
     steps: Annotated[int, Integer(1)] | None = None
-    """Steps per block; default 40."""
+    """Steps per block; default 160."""
     freeze: Shares | None = None
     """Share of the weights of each row that are fixed to their levels, by stage (INQ, Zhou et al.,
     arXiv 1702.03044); None: all weights are rounded all the time."""
@@ -118,7 +118,7 @@ class Recover:
         first = DEFAULTS[self.params[0]]
         values: dict[str, Any] = {"batch": first.batch}
         if self.is_blockwise:
-            values |= {"lr": first.lr, "steps": 40}
+            values |= {"lr": first.lr, "steps": 160}
         else:
             values |= {"targets": "teachers", "samples": 1024, "held_out": 0.125}
             values |= {"seed": 1000, "epochs": 2}

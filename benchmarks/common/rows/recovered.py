@@ -16,14 +16,15 @@ RECOVERED: dict[str, dict[str, Any]] = {
 }
 """Integers in decoder layers; measured on request."""
 RECOVERIES: dict[str, dict[str, Any]] = {
-    "scales": {"params": "scales", "samples": 4096, "epochs": 1},
-    "scales,norms": {"params": ["scales", "norms"], "samples": 4096, "epochs": 1},
+    "scales": {"params": "scales", "samples": 8192, "epochs": 1},
+    "scales,norms": {"params": ["scales", "norms"], "samples": 8192, "epochs": 1},
     "rounding": {"params": "rounding"},
     "freeze": {"params": "rounding", "freeze": [0.5, 0.75, 0.875, 1.0]},
 }
 """What is trained, by the parts after the first of a method `gptaq>rounding>scales`, one after the
 other (EfficientQAT's order, arXiv 2407.11062); without any, the start."""
 RECOVERED_METHODS = (
+    *("rtn", "rtn>scales", "rtn>rounding"),
     *("gptq", "gptq>scales", "gptaq"),
     *(f"gptaq>{name}" for name in (*RECOVERIES, "rounding>scales")),
 )

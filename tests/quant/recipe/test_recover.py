@@ -20,7 +20,7 @@ def test_defaults_depend_on_what_is_trained() -> None:
     scales, rounding = read(params="scales"), read(params="rounding")
     assert scales.recover is not None and rounding.recover is not None
     assert scales.recover.teachers == ("self",) and scales.recover.epochs == 2
-    assert rounding.recover.teachers is None and rounding.recover.steps == 40
+    assert rounding.recover.teachers is None and rounding.recover.steps == 160
     assert rounding.recover.is_blockwise and not scales.recover.is_blockwise
     assert rounding.needs_calibration and not scales.needs_calibration
     for recipe in (scales, rounding):
