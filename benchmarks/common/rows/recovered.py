@@ -23,6 +23,9 @@ RECOVERIES: dict[str, dict[str, Any]] = {
 }
 """What is trained, by the parts after the first of a method `gptaq>rounding>scales`, one after the
 other (EfficientQAT's order, arXiv 2407.11062); without any, the start."""
+RATES = {2: 0.002, 3: 0.0005}
+"""Rate of trained scales and norms by width: the noise of a training costs more where the start is
+nearer to the original (docs/log.md)."""
 RECOVERED_METHODS = (
     *("rtn", "rtn>scales", "rtn>rounding"),
     *("gptq", "gptq>scales", "gptaq"),
@@ -60,9 +63,16 @@ class RecoveredRow(Row):
         """The recipe's steps, and its training."""
         start, *recoveries = self.method.split(">")
         steps = steps_of(start, [(DECODER, self.scheme)])
-        return {"step": steps, **({"recover": RECOVERIES[recoveries[0]]} if recoveries else {})}
+        return {"step": steps, **({"recover": self._training(recoveries[0])} if recoveries else {})}
 
     @property
     def later_trainings(self) -> list[Recover]:
         """See `Row`."""
-        return [Recover(**RECOVERIES[name]) for name in self.method.split(">")[2:]]
+        return [Recover(**self._training(name)) for name in self.method.split(">")[2:]]
+
+    def _training(self, name: str) -> dict[str, Any]:
+        """Options of a training of `RECOVERIES`."""
+        table = RECOVERIES[name]
+        return (
+            table if "rounding" in table["params"] else table | {"lr": RATES[self.scheme["bits"]]}
+        )
