@@ -142,6 +142,15 @@ def test_table_of_methods_has_rows_of_families() -> None:
     assert widths == ["int2", "int3", "int4", "int5", "int8", "int3-g32", "int4-g32"]
 
 
+@pytest.mark.parametrize(("bits", "rate"), [(2, 0.002), (3, 0.0005)])
+def test_recovered_rows_train_one_after_the_other(bits: int, rate: float) -> None:
+    row = RecoveredRow(f"int{bits}-recovered", "gptaq>rounding>scales")
+    recover, (later,) = row.recipe(0, 128).recover, row.later_trainings
+    assert recover is not None and recover.params == ("rounding",) and recover.lr == 0.02
+    assert later.params == ("scales",) and later.lr == rate
+    assert row.beside == RecoveredRow(row.setting, "gptaq") and not row.beside.later_trainings
+
+
 def test_nearest_plain_row() -> None:
     rows = rows_of(METHODS)
     sizes = {"int2": 20, "int3": 30, "int3-g32": 35, "int4": 40, "int4-g32": None}
