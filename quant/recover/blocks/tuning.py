@@ -116,7 +116,7 @@ class BlockTuner:
         start, kept = best, self._state()
         self._curvature = gauss_newton_diagonal(
             self._probe,
-            lambda sample: float(self._size(sample)),
+            lambda sample: float(self._size(sample, self._target(sample))),
             self._training[:PROBES],
             self._parameters[: len(self._layers)],
             self._generator,
@@ -149,9 +149,9 @@ class BlockTuner:
         weights, values = self._weights(sample), values.float()
         return values if weights is None else values * weights.to(values).sqrt()[:, None]
 
-    def _size(self, sample: int) -> Tensor:
+    def _size(self, sample: int, expected: Tensor) -> Tensor:
         """Squared size of a sample's expected output, weighted; above 0 without any weight too."""
-        return self._weighted(sample, self._target(sample)).square().sum().clamp_min(LEAST)
+        return self._weighted(sample, expected).square().sum().clamp_min(LEAST)
 
     def _freeze(self, step: int) -> None:
         """Freeze the share of the stage that a step belongs to."""
@@ -204,8 +204,9 @@ class BlockTuner:
 
     def _loss(self, sample: int) -> Tensor:
         """Squared error of a sample's output relative to the output's squared size, weighted."""
-        error = self._run(sample).float() - self._target(sample).float()
-        return self._weighted(sample, error).square().sum() / self._size(sample)
+        expected = self._target(sample)
+        error = self._run(sample).float() - expected.float()
+        return self._weighted(sample, error).square().sum() / self._size(sample, expected)
 
     @torch.no_grad()
     def _measure(self) -> float:

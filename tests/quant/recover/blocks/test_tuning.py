@@ -113,6 +113,19 @@ def test_blocks_are_tuned_and_resumed_to_the_same_bytes(
     assert all(block["best"] <= block["start"] and block["layers"] == 7 for block in blocks)
 
 
+def test_blocks_are_tuned_with_the_token_weights_of_the_calibration() -> None:
+    starts: list[float] = []
+    for weights in ("uniform", {"image": 0.1}):
+        model = small_model(small_config())
+        step = {"method": "rtn", "bits": 2, "group_size": 32, "targets": DECODER}
+        table: dict[str, Any] = {"step": [step]}
+        table |= {"recover": TABLE, "calibration": {"token_weights": weights}}
+        report = quantize_(model, Recipe.from_dict(table), prompts(model.config))
+        starts.append(report.to_dict()["recover"]["blocks"][0]["start"])
+    # Plain rounding takes no weights: the solutions are the same, and only the losses differ.
+    assert starts[0] != pytest.approx(starts[1], rel=1e-3)
+
+
 def test_a_recipe_without_integers_has_nothing_to_tune() -> None:
     model = small_model(small_config())
     table = {"step": [{"method": "rtn", "grid": "mxfp4"}], "recover": TABLE}
